@@ -1,0 +1,49 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+IN := $(VENV)/bin/
+ARGS ?=
+
+.PHONY: help install format lint typecheck test test-all smoke train sweep bench clean
+
+help:  ## list what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(VENV)/installed  ## make .venv and install everything that is needed into it
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(IN)python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+format: install  ## format the code
+	$(IN)ruff format src tests
+	$(IN)ruff check --fix src tests
+
+lint: install  ## check style
+	$(IN)ruff format --check src tests
+	$(IN)ruff check src tests
+
+typecheck: install  ## check types
+	$(IN)mypy
+
+test: lint typecheck  ## lint, types and the default tests: offline, no GPU
+	$(IN)python -m pytest $(ARGS)
+
+test-all: lint typecheck  ## the slow tests too
+	$(IN)python -m pytest -m 'not gpu' $(ARGS)
+
+smoke: install  ## three steps of everything on made-up pictures
+	$(IN)python src/train.py debug=default images=fake_mnist task.datamodule.num_val=100 $(ARGS)
+
+train: install  ## a first look: a Wave-RNN learns psMNIST, within ten minutes on two CPU cores
+	$(IN)python src/train.py experiment=quickstart $(ARGS)
+
+sweep: install  ## three seeds of a small copy task
+	$(IN)python src/train.py task=copy sweep=seeds trainer.max_steps=500 $(ARGS)
+
+bench: install  ## the paper's loop against ours, on this machine
+	$(IN)python src/bench.py $(ARGS)
+
+clean:  ## remove the environment and caches; runs and data stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache src/*.egg-info

@@ -1,0 +1,6 @@
+"""Compare the released per-step loop with this package, e.g. `python src/bench.py --task psmnist --threads 2`."""
+
+from wrnn.benchmark import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What happens around training: saving, stopping, telling, drawing."""

@@ -1,0 +1,90 @@
+"""What the user sees while a run goes: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from datetime import timedelta
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+
+from wrnn.tasks.base import BatchStream
+
+
+def progress(every_seconds: float = 30.0) -> Callback:
+    """A rich bar with loss, speed and time left where stdout is a terminal, else `ProgressLines`."""
+    return RichProgressBar(leave=True) if sys.stdout.isatty() else ProgressLines(every_seconds)
+
+
+class ProgressLines(Callback):
+    """A line every `every_seconds` and after each validation: step, loss, speed, time left. For logs and clusters."""
+
+    def __init__(self, every_seconds: float = 30.0) -> None:
+        self.every_seconds = every_seconds
+        self._said_at = self._started_at = 0.0
+        self._first_step = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._started_at = self._said_at = time.monotonic()
+        self._first_step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Say where the run is, now and then."""
+        if time.monotonic() - self._said_at >= self.every_seconds:
+            self._say(trainer, "train/loss")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say what a validation gave; at most one line in two seconds."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and time.monotonic() - self._said_at >= 2:
+            self._say(trainer, "val/")
+
+    def _say(self, trainer: L.Trainer, wanted: str) -> None:
+        now = time.monotonic()
+        self._said_at = now
+        speed = (trainer.global_step - self._first_step) / max(now - self._started_at, 1e-9)
+        metrics = "  ".join(f"{k} {float(v):.4g}" for k, v in trainer.callback_metrics.items() if k.startswith(wanted))
+        total = self._total_steps(trainer)
+        left = f"  left {timedelta(seconds=round((total - trainer.global_step) / speed))}" if total and speed else ""
+        of = f"/{total}" if total else ""
+        print(f"step {trainer.global_step}{of}  {metrics}  {speed:.3g} steps/s{left}", flush=True)
+
+    @staticmethod
+    def _total_steps(trainer: L.Trainer) -> int | None:
+        total = trainer.estimated_stepping_batches
+        return int(total) if total != float("inf") else None
+
+
+class Throughput(Callback):
+    """Steps a second of training proper, and the share of it spent on data; both of this start of the run only."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.seconds = 0.0
+        self._batch_started_at = 0.0
+        self._data_seconds = 0.0
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Start of a step; its batch is already made."""
+        self._batch_started_at = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        """End of a step."""
+        self.seconds += time.perf_counter() - self._batch_started_at
+        self.steps += 1
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Ask the stream how long it took."""
+        stream = trainer.train_dataloader
+        if isinstance(stream, BatchStream):
+            self._data_seconds = stream.seconds
+
+    @property
+    def steps_per_second(self) -> float | None:
+        """Optimizer steps a second, batch making included; None before the first."""
+        return self.steps / (self.seconds + self._data_seconds) if self.steps else None
+
+    @property
+    def data_share(self) -> float | None:
+        """Seconds spent making batches over all seconds of the steps, in [0, 1]; None before the first."""
+        return self._data_seconds / (self.seconds + self._data_seconds) if self.steps else None

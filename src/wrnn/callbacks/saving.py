@@ -1,0 +1,242 @@
+"""Saving and stopping: a run that is killed at any moment goes on where it was, bit for bit."""
+
+import logging
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+
+from wrnn.errors import DivergedError, Interrupted
+from wrnn.loggers import MetricsCSV
+from wrnn.module import is_logged_step
+
+logger = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class ResumePoint(Checkpoint):
+    """Keeps one checkpoint to resume from, and turns SIGTERM and Ctrl-C into a save and a clean exit.
+
+    Lightning resumes exactly from a checkpoint that was written at the end of a training batch, unless validation
+    was to follow that batch: then the validation is lost, or plateau schedules miss a step. So this callback saves
+
+    - at the end of the batch before the one that validation follows: what a kill in validation costs is one batch,
+    - at the end of any other batch once `every_minutes` have passed, or when a signal came,
+    - where validation follows every batch, after the validation,
+    - when the budget ends: in mid-epoch before the validation that closes a run, so that a run with a longer budget
+      can take it up as if it had never stopped; at an epoch's end, after all of it.
+
+    A second signal, or one outside of training, stops at once without saving.
+
+    Args:
+        path: the file; written aside and renamed, so it is always whole.
+        every_minutes: the most work that a SIGKILL may cost, about.
+    """
+
+    def __init__(self, path: str | Path, every_minutes: float = 4.0) -> None:
+        if every_minutes <= 0:
+            raise ValueError(f"callbacks.resume_point.every_minutes={every_minutes!r}: must be more than 0")
+        self.path = Path(path)
+        self.every_minutes = every_minutes
+        self._saved_at = time.monotonic()
+        self._saved_step = -1
+        self._signal: int | None = None
+        self._training = False
+        self._old_handlers: dict[signal.Signals, Any] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Listen to the signals from here on."""
+        if stage == "fit" and not self._old_handlers:
+            self._old_handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+        self._old_handlers = {}
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._signal is not None or not self._training:
+            raise Interrupted(number, f"stopped by {signal.Signals(number).name}")
+        self._signal = number
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Drop metrics that a killed run wrote after its last checkpoint, and start the clock."""
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCSV):
+                logger.truncate(trainer.global_step)
+        self._saved_at = time.monotonic()
+        self._training = True
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Mend what a resumed Lightning loop gets wrong.
+
+        Its count of logged steps is one ahead after a resumption at an epoch's end; and it would take the whole epoch
+        in which it resumed for a repetition, and skip the plateau schedule at its end.
+        """
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        trainer.fit_loop._restarting = False
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save where it is safe and due, leave if a signal asks for it."""
+        if self._validation_follows(trainer, batch_idx):
+            if self._signal is not None and not self._validation_follows(trainer, batch_idx - 1):
+                self._leave()
+            return
+        overdue = time.monotonic() - self._saved_at > 60 * self.every_minutes
+        stopping = trainer.should_stop or trainer.global_step == trainer.max_steps
+        if self._signal is not None or overdue or stopping or self._validation_follows(trainer, batch_idx + 1):
+            self._save(trainer)
+        if self._signal is not None:
+            self._leave()
+
+    def on_validation_batch_start(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Leave in the middle of validation: the state one batch before it is saved."""
+        if self._signal is not None and self._training and self.path.exists():
+            self._leave()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save after validation where every batch is followed by one."""
+        batch_idx = trainer.fit_loop.batch_idx
+        if self._training and self._validation_follows(trainer, batch_idx) and self._every_batch_validates(trainer):
+            self._save(trainer)
+            if self._signal is not None:
+                self._leave()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save a budget that ended with an epoch; else let the saved callbacks know what the last validation gave."""
+        if trainer.global_step != self._saved_step:
+            self._save(trainer)
+        else:
+            checkpoint = torch.load(self.path, map_location="cpu", weights_only=True)
+            states = {found.state_key: found.state_dict() for found in trainer.callbacks}  # type: ignore[attr-defined]
+            checkpoint["callbacks"] = {key: state for key, state in states.items() if state}
+            trainer.strategy.save_checkpoint(checkpoint, self.path)
+        self._training = False
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Stop listening as a running training."""
+        self._training = False
+
+    def _save(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self.path, weights_only=False)
+        self._saved_at = time.monotonic()
+        self._saved_step = trainer.global_step
+
+    def _leave(self) -> None:
+        assert self._signal is not None
+        name = signal.Signals(self._signal).name
+        raise Interrupted(self._signal, f"stopped by {name}; ckpt_path=last goes on from {self.path}")
+
+    @staticmethod
+    def _validation_follows(trainer: L.Trainer, batch_idx: int) -> bool:
+        """Whether Lightning validates after that batch of the epoch."""
+        done = batch_idx + 1
+        if done <= 0:
+            return False
+        if done >= trainer.num_training_batches:
+            return True
+        every = trainer.val_check_batch
+        if every is None or every == float("inf"):
+            return False
+        if trainer.check_val_every_n_epoch is None:
+            done += trainer.fit_loop.epoch_loop.total_batch_idx - trainer.fit_loop.batch_idx
+        return done % int(every) == 0
+
+    def _every_batch_validates(self, trainer: L.Trainer) -> bool:
+        return trainer.num_training_batches == 1 or trainer.val_check_batch == 1
+
+
+class StopOnNonFinite(L.Callback):
+    """Ends the run before a step whose loss or gradient is not finite would spoil the weights.
+
+    On a CPU every step is looked at; on a GPU, where looking waits for the device, the logged ones, and every one
+    before a checkpoint is written.
+    """
+
+    def __init__(self) -> None:
+        self._loss: torch.Tensor | None = None
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
+        """Remember the loss of this step."""
+        self._loss = loss.detach()
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Look at loss and gradient before they act; log the gradient's norm as it is before clipping."""
+        logged = is_logged_step(trainer)
+        if pl_module.device.type != "cpu" and not logged:
+            return
+        gradients = [weight.grad for weight in pl_module.parameters() if weight.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if logged:
+            pl_module.log("train/gradient_norm", norm)
+        assert self._loss is not None
+        if not (torch.isfinite(norm) and torch.isfinite(self._loss)):
+            rate = optimizer.param_groups[0]["lr"]
+            raise DivergedError(
+                f"diverged at step {trainer.global_step + 1}: loss {self._loss.item():g},"
+                f" gradient norm {norm.item():g}, learning rate {rate:g}; the checkpoints hold the last good state"
+            )
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Never let spoilt weights replace a good checkpoint."""
+        if not all(torch.isfinite(weight).all() for weight in pl_module.parameters()):
+            raise DivergedError(f"diverged before step {trainer.global_step}: a weight is no longer finite")
+
+
+class SolvedStep(L.Callback):
+    """Notes the first step at which a metric was at or below a threshold; None while it was not.
+
+    Args:
+        metric: logged name, of validation (looked at after each) or of training (looked at every logged step).
+        threshold: None switches the callback off.
+    """
+
+    def __init__(self, metric: str | None, threshold: float | None) -> None:
+        self.metric, self.threshold = metric, threshold
+        self.step: int | None = None
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look at a validation metric."""
+        if self.metric and not self.metric.startswith("train/"):
+            self._look(trainer)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Look at a training metric."""
+        if self.metric and self.metric.startswith("train/"):
+            self._look(trainer)
+
+    def _look(self, trainer: L.Trainer) -> None:
+        if self.step is not None or self.threshold is None or trainer.state.fn != "fit":
+            return
+        value = trainer.callback_metrics.get(self.metric or "")
+        if value is not None and value <= self.threshold:
+            self.step = trainer.global_step
+            logger.info(f"solved at step {self.step}: {self.metric} {value:.3g} <= {self.threshold:g}")
+
+    def state_dict(self) -> dict[str, int | None]:
+        """For the checkpoint."""
+        return {"step": self.step}
+
+    def load_state_dict(self, state_dict: dict[str, int | None]) -> None:
+        """From the checkpoint."""
+        self.step = state_dict["step"]
+
+
+class ValidateAtEnd(L.Callback):
+    """Has the last step validated when `max_steps` ends a run in the middle of an epoch, as `max_time` already does."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Ask Lightning to stop, which validates first."""
+        if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
+            trainer.should_stop = True

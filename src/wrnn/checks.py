@@ -1,0 +1,24 @@
+"""Checks of what a user can get wrong. Each raises one line that names the key, the value and the legal range."""
+
+from collections.abc import Collection
+
+
+def whole_number(name: str, value: object, minimum: int = 1) -> int:
+    """Return `value` if it is an int of at least `minimum`; a bool or a float is none. Raises: ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{name}={value!r}: must be a whole number of at least {minimum}")
+    return value
+
+
+def one_of(name: str, value: str, legal: Collection[str]) -> str:
+    """Return `value` if it is among `legal`. Raises: ValueError."""
+    if value not in legal:
+        raise ValueError(f"{name}={value!r}: must be one of {', '.join(legal)}")
+    return value
+
+
+def within(name: str, value: float, low: float, high: float) -> float:
+    """Return `value` if it is a number in [low, high]. Raises: ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ValueError(f"{name}={value!r}: must be a number in [{low}, {high}]")
+    return value

@@ -1,0 +1,66 @@
+"""What the two commands share: errors as one line, and exit codes.
+
+0 done, 1 a bug (with its traceback), 2 something the user can mend, 3 diverged, 130 Ctrl-C, 143 SIGTERM.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from wrnn.errors import ConfigError, DivergedError, Interrupted
+
+
+def job(function: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
+    """Call `function(cfg)` inside a Hydra job. In a single run, expected ways to fail end the process with one line."""
+    try:
+        return function(cfg)
+    except (ConfigError, DivergedError) as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise  # Hydra goes on with the other jobs and reports this one
+        _leave(str(error), error.exit_code)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a Hydra main: what it raises becomes one line on stderr and an exit code; a bug keeps its traceback."""
+    full = "HYDRA_FULL_ERROR" in os.environ
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra raise instead of printing several lines
+    try:
+        main()
+    except Interrupted as error:
+        _leave(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _leave("stopped by SIGINT", 130)
+    except (ConfigError, DivergedError) as error:
+        _leave(str(error), error.exit_code)
+    except (HydraException, OmegaConfBaseException) as error:
+        if full:
+            raise
+        _leave(_flat(error), ConfigError.exit_code)
+
+
+def _flat(error: BaseException) -> str:
+    """Hydra's message and its cause on one line, without the search path."""
+    parts = [str(error)] + ([str(error.__cause__)] if error.__cause__ else [])
+    lines = [line.strip() for part in parts for line in part.splitlines()]
+    unwanted = (
+        "full_key:",
+        "object_type=",
+        "reference_type=",
+        "Config search path",
+        "provider=",
+        "Set the env",
+        "See ",
+    )
+    return " ".join(line for line in lines if line and not line.startswith(unwanted))
+
+
+def _leave(message: str, code: int) -> None:
+    print(f"error: {' '.join(message.split())}" if code in (2, 3) else message, file=sys.stderr, flush=True)
+    sys.exit(code)

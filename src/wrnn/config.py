@@ -1,0 +1,105 @@
+"""Checks of a composed config before anything is built, and what identifies a run."""
+
+import difflib
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from wrnn.errors import ConfigError
+
+# Keys that say where and how a run is made, not what it computes.
+_NOT_IDENTITY = ("paths", "callbacks", "logger", "ckpt_path", "run_name", "recurrence", "pairing")
+_TRAINER_IDENTITY = ("precision", "gradient_clip_val", "accumulate_grad_batches", "limit_train_batches")
+
+
+def check(cfg: DictConfig) -> None:
+    """Resolve every value and hold the keys beside each `_target_` against what it accepts.
+
+    Raises: ConfigError that names the key and the nearest legal one.
+    """
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(first_line(error)) from error
+    assert isinstance(plain, dict)
+    if cfg.preset not in cfg.model.presets:
+        raise ConfigError(f"preset={cfg.preset}: must be one of {', '.join(cfg.model.presets)}")
+    for path, node in _targets(plain, ""):
+        _check_target(path, node)
+
+
+def _targets(node: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield path, node
+        for key, value in node.items():
+            yield from _targets(value, f"{path}.{key}" if path else str(key))
+
+
+def _check_target(path: str, node: Mapping[str, Any]) -> None:
+    try:
+        target = get_object(node["_target_"])
+        legal = inspect.signature(target).parameters
+    except Exception as error:
+        raise ConfigError(f"{path}._target_={node['_target_']}: {first_line(error)}") from error
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in legal.values()):
+        return
+    for key in node:
+        if not key.startswith("_") and key not in legal:
+            near = difflib.get_close_matches(key, legal, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"{path}.{key}: {node['_target_']} has no such key{hint} It takes: {', '.join(legal)}")
+
+
+def identity(cfg: DictConfig) -> dict[str, Any]:
+    """What determines the result of a run, its budget aside, as plain numbers and strings.
+
+    Where a run reads, writes and logs, and which of several equal implementations it takes, are left out.
+    """
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    for key in _NOT_IDENTITY:
+        plain.pop(key, None)
+    plain["trainer"] = {key: plain["trainer"].get(key) for key in _TRAINER_IDENTITY}
+    plain["model"].get("core", {}).pop("recurrence", None)
+    for key in ("presets", "paper_init", "paper_input_init"):
+        plain["model"].pop(key, None)
+    for key in ("presets", "max_epochs", "max_steps"):
+        plain["task"].pop(key, None)
+    return _without_roots(plain)
+
+
+def _without_roots(node: Any) -> Any:
+    """Drop folders, so that a run moved to another machine stays the same run."""
+    if isinstance(node, dict):
+        return {str(key): _without_roots(value) for key, value in node.items() if key != "root"}
+    return [_without_roots(value) for value in node] if isinstance(node, list) else node
+
+
+def digest(identity: Mapping[str, Any]) -> str:
+    """Eight hexadecimal digits of a run's identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
+    """What differs between two identities, as `key: old, now new`."""
+    found = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += differences(before, after, f"{path}{key}.")
+        elif before != after:
+            found.append(f"{path}{key}: {before}, now {after}")
+    return found
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

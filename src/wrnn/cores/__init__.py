@@ -1,0 +1,1 @@
+"""Recurrent cores, one file each; `base.Core` is what they share."""

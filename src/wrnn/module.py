@@ -1,0 +1,138 @@
+"""The one LightningModule: any core, any readout, any objective."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MetricCollection
+
+from wrnn.cores.base import Core
+from wrnn.errors import ConfigError
+from wrnn.objectives import Objective
+from wrnn.seeds import derive_seed
+from wrnn.tasks.base import SequenceBatch
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A learning-rate schedule and when it steps.
+
+    Args:
+        scheduler: from an optimizer to a scheduler; None keeps the rate.
+        interval: `step` or `epoch`.
+        frequency: how many intervals between two steps.
+        monitor: metric that a plateau schedule watches.
+    """
+
+    scheduler: Callable[[Optimizer], LRScheduler] | None = None
+    interval: str = "epoch"
+    frequency: int = 1
+    monitor: str | None = None
+
+
+class SequenceModule(L.LightningModule):
+    """Trains a core and a readout on an objective.
+
+    Args:
+        core, readout, objective: built parts.
+        optimizer: from parameters to an optimizer.
+        schedule: the learning-rate schedule.
+        seed: all that a training step draws at random (dropout, say) is a function of it and of the step, so that a
+            resumed run draws what an uninterrupted one would have.
+        identity: plain numbers and strings that say what this run is; kept in its checkpoints.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        readout: nn.Module,
+        objective: Objective,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        schedule: Schedule,
+        seed: int = 0,
+        identity: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.core, self.readout, self.objective = core, readout, objective
+        self.make_optimizer, self.schedule, self.seed = optimizer, schedule, seed
+        self.identity = dict(identity or {})
+        self.metrics = nn.ModuleDict(
+            {
+                f"{split}_metrics": MetricCollection(
+                    dict(objective.metrics()), prefix=f"{split}/", compute_groups=False
+                )
+                for split in ("train", "val", "test")
+            }
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, T, I) -> the readout at the last step (B, O), or at every step (B, T, O), as the objective wants it."""
+        outputs, _ = self.core(inputs, last_only=self.objective.last_only)
+        return self.readout(outputs)
+
+    def on_train_batch_start(self, batch: SequenceBatch, batch_idx: int) -> None:
+        """Fix the random draws of this step."""
+        torch.manual_seed(derive_seed(self.seed, self.global_step, batch_idx, self.global_rank))
+
+    def training_step(self, batch: SequenceBatch, batch_idx: int) -> Tensor:
+        """One batch; its metrics are computed at the steps that are logged."""
+        outputs = self(batch.inputs)
+        loss = self.objective.loss(outputs, batch.targets)
+        self.log("train/loss", loss, prog_bar=True)
+        if is_logged_step(self.trainer):
+            metrics = self._metrics("train")
+            self.log_dict(metrics(outputs.detach(), batch.targets))
+            metrics.reset()
+            self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+        return loss
+
+    def validation_step(self, batch: SequenceBatch, batch_idx: int) -> None:
+        """One batch of the validation set."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: SequenceBatch, batch_idx: int) -> None:
+        """One batch of the test set."""
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: SequenceBatch, split: str) -> None:
+        outputs = self(batch.inputs)
+        size = len(batch.targets)
+        self.log(f"{split}/loss", self.objective.loss(outputs, batch.targets), batch_size=size)
+        metrics = self._metrics(split)
+        metrics.update(outputs, batch.targets)
+        self.log_dict(dict(metrics.items()), batch_size=size)
+
+    def _metrics(self, split: str) -> MetricCollection:
+        found = self.metrics[f"{split}_metrics"]
+        assert isinstance(found, MetricCollection)
+        return found
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say in the checkpoint what it is a checkpoint of."""
+        checkpoint["identity"] = self.identity
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer and, if there is one, its schedule. Raises: ConfigError for settings that they refuse."""
+        try:
+            optimizer = self.make_optimizer(self.parameters())
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"optimizer: {error}") from error
+        if self.schedule.scheduler is None:
+            return optimizer
+        try:
+            scheduler = self.schedule.scheduler(optimizer)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"scheduler: {error}") from error
+        schedule = {"scheduler": scheduler, "interval": self.schedule.interval, "frequency": self.schedule.frequency}
+        return {"optimizer": optimizer, "lr_scheduler": {**schedule, "monitor": self.schedule.monitor}}
+
+
+def is_logged_step(trainer: L.Trainer) -> bool:
+    """Whether the training step that is under way is one whose metrics are logged."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by Lightning's logger connector
+    return (trainer.global_step + 1) % every == 0

@@ -1,0 +1,31 @@
+"""Readouts: from a core's output to the task's, at the last step or at every step. Shape (..., I) -> (..., O)."""
+
+from torch import Tensor, nn
+
+from wrnn.checks import whole_number
+
+
+class LinearReadout(nn.Linear):
+    """One linear map with a bias; the framework's default start."""
+
+    def __init__(self, input_size: int, output_size: int) -> None:
+        super().__init__(input_size, output_size)
+
+
+class MLPReadout(nn.Module):
+    """Two linear maps with ReLU units between them.
+
+    Args:
+        input_size: width of the core's output.
+        output_size: width of the task's output.
+        hidden_size: ReLU units between; 100 in Keller et al. 2024, Table 2 (wRNN + MLP).
+    """
+
+    def __init__(self, input_size: int, output_size: int, hidden_size: int = 100) -> None:
+        super().__init__()
+        whole_number("model.readout.hidden_size", hidden_size)
+        self.layers = nn.Sequential(nn.Linear(input_size, hidden_size), nn.ReLU(), nn.Linear(hidden_size, output_size))
+
+    def forward(self, outputs: Tensor) -> Tensor:
+        """(..., input_size) -> (..., output_size)."""
+        return self.layers(outputs)

@@ -1,0 +1,175 @@
+"""Run folders: where a run writes, how a stopped one is found again, and what is recorded about it.
+
+A run folder holds config.yaml (resolved), environment.json (versions, commit, hardware, seeds of every start),
+metrics.csv, results.json once the run has ended, checkpoints/{best,last}.ckpt, learning_curve.png and
+state_over_time.png.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+import wrnn
+from wrnn.config import differences, first_line, identity
+from wrnn.errors import ConfigError
+from wrnn.loggers import write_atomically
+
+CONFIG, RESULTS, ENVIRONMENT = "config.yaml", "results.json", "environment.json"
+LAST, BEST = "checkpoints/last.ckpt", "checkpoints/best.ckpt"
+PACKAGES = ("torch", "lightning", "torchmetrics", "torchvision", "hydra-core", "omegaconf", "numpy")
+
+
+def choose(cfg: DictConfig) -> tuple[Path, Path | None]:
+    """The folder of this run and the checkpoint to start from, if any. Nothing is written.
+
+    `ckpt_path=last` takes the newest stopped run with these settings (the budget may differ), or the folder named by
+    `paths.run_dir`. A run killed before its first checkpoint starts again, in the same folder.
+    Raises: ConfigError where there is no such run, or the checkpoint is of other settings or unreadable.
+    """
+    named = Path(cfg.paths.run_dir) if cfg.paths.run_dir else None
+    if cfg.ckpt_path == "last":
+        folder = named or _newest(cfg)
+        if (folder / CONFIG).exists():
+            _compare(load_config(folder), cfg, folder)
+        return folder, (checked(folder / LAST, cfg) if (folder / LAST).exists() else None)
+    folder = named or Path(cfg.paths.runs_dir) / cfg.run_name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3]
+    if (folder / CONFIG).exists():
+        raise ConfigError(f"paths.run_dir={folder}: holds a run; use ckpt_path=last, or another folder")
+    return folder, (checked(Path(cfg.ckpt_path), cfg) if cfg.ckpt_path else None)
+
+
+def _newest(cfg: DictConfig) -> Path:
+    where = Path(cfg.paths.runs_dir) / cfg.run_name
+    folders = sorted((path.parent for path in where.glob(f"*/{CONFIG}")), reverse=True)
+    same = [folder for folder in folders if not differences(identity(load_config(folder)), identity(cfg))]
+    if not same:
+        reason = f"; the newest differs in {_some(load_config(folders[0]), cfg)}" if folders else ""
+        raise ConfigError(f"ckpt_path=last: no run with these settings in {where}{reason}")
+    return next((folder for folder in same if not (folder / RESULTS).exists()), same[0])
+
+
+def _some(old: DictConfig, new: DictConfig) -> str:
+    found = differences(identity(old), identity(new))
+    return "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+
+
+def _compare(old: DictConfig, new: DictConfig, what: Path) -> None:
+    if differences(identity(old), identity(new)):
+        raise ConfigError(f"ckpt_path: {what} was made with other settings: {_some(old, new)}")
+
+
+def checked(path: Path, cfg: DictConfig) -> Path:
+    """The checkpoint, if it can be read and is of the same model and task. Raises: ConfigError."""
+    expected = identity(cfg)
+    found = read_checkpoint(path).get("identity", {})
+    for part in ("model", "task"):
+        wrong = differences(found.get(part, {}), expected[part], f"{part}.")
+        if wrong:
+            raise ConfigError(f"ckpt_path={path}: is of another {part}: {'; '.join(wrong[:3])}")
+    return path
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Load a checkpoint to the CPU. Raises: ConfigError where there is none, or it is not whole."""
+    if not path.is_file():
+        raise ConfigError(f"ckpt_path={path}: no such file")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ConfigError(f"ckpt_path={path}: not a whole checkpoint ({first_line(error)})") from error
+
+
+def load_config(folder: Path) -> DictConfig:
+    """The resolved config of a run folder. Raises: ConfigError where there is none."""
+    try:
+        cfg = OmegaConf.load(folder / CONFIG)
+    except Exception as error:
+        raise ConfigError(f"{folder}: not a run folder, {CONFIG} is missing or unreadable") from error
+    assert isinstance(cfg, DictConfig)
+    return cfg
+
+
+def start(folder: Path, cfg: DictConfig) -> None:
+    """Make the folder, write the config, add this start to the record. Raises: ConfigError where that is impossible."""
+    try:
+        write_atomically(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
+        record = folder / ENVIRONMENT
+        starts = json.loads(record.read_text())["starts"] if record.exists() else []
+        write_json(record, {"starts": [*starts, environment(cfg)]})
+    except OSError as error:
+        raise ConfigError(f"paths.run_dir={folder}: cannot be written to ({error.strerror})") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON in one piece."""
+    write_atomically(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The content of a JSON file, or None where there is none."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def move_data(cfg: DictConfig, data_dir: str) -> None:
+    """Point a resolved config, whose folders are spelled out, at the data's new place."""
+    old = str(cfg.paths.data_dir)
+    for part in ("train_set", "test_set"):
+        node = cfg.task.datamodule.get(part)
+        if node is not None and "root" in node:
+            node.root = data_dir + str(node.root).removeprefix(old)
+    cfg.paths.data_dir = data_dir
+
+
+def environment(cfg: DictConfig) -> dict[str, Any]:
+    """What a later reader needs in order to judge or repeat this start: command, versions, commit, hardware, seeds."""
+    datamodule = OmegaConf.to_container(cfg.task.datamodule, resolve=True)
+    assert isinstance(datamodule, dict)
+    return {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "versions": {
+            "wrnn": wrnn.__version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in PACKAGES},
+        },
+        "git": git_state(),
+        "hardware": {
+            "cpu": cpu_name(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "seeds": {"seed": cfg.seed, **{key: value for key, value in datamodule.items() if str(key).endswith("_seed")}},
+        "process": os.getpid(),
+    }
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the source tree and whether files differ from it; None outside a git checkout."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=20, check=True)
+        return done.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def cpu_name() -> str:
+    """The processor's own name where the system tells it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,120 @@
+"""The shape of the config: a misspelled key or a wrong type fails at composition, before anything is built.
+
+Below `_target_` nodes keys are free here; `wrnn.config.check` holds them against the signature of their target.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+@dataclass
+class BiasStart:
+    """Starts of a core's two biases: `zero` or `pytorch`."""
+
+    bias: str = "zero"
+    input_bias: str = "zero"
+
+
+@dataclass
+class ModelConfig:
+    """A core with its readout, and the starts that its paper uses (null: the framework's default)."""
+
+    name: str = MISSING
+    core: Any = MISSING
+    readout: Any = MISSING
+    paper_init: Any = None
+    paper_input_init: Any = None
+    presets: dict[str, BiasStart] = field(
+        default_factory=lambda: {
+            "corrected": BiasStart(),
+            "paper_text": BiasStart(),
+            "released_code": BiasStart("pytorch", "pytorch"),
+        }
+    )
+
+
+@dataclass
+class MonitorConfig:
+    """The metric that selects a model, and for tasks that can be solved, when they are."""
+
+    metric: str = MISSING
+    mode: str = MISSING
+    select: str = "best"
+    solved_metric: str | None = None
+    solved_threshold: float | None = None
+
+
+@dataclass
+class TaskConfig:
+    """A datamodule, its objective, and the budget of the paper."""
+
+    name: str = MISSING
+    datamodule: Any = MISSING
+    objective: Any = MISSING
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    max_epochs: int = -1
+    max_steps: int = -1
+    presets: Any = None
+
+
+@dataclass
+class SchedulerConfig:
+    """A learning-rate schedule and when it steps."""
+
+    scheduler: Any = None
+    interval: str = "epoch"
+    frequency: int = 1
+    monitor: str | None = None
+    drop_epochs: list[int] = field(default_factory=list)
+
+
+@dataclass
+class PathsConfig:
+    """Where things are read and written; none of it changes a result."""
+
+    data_dir: str = MISSING
+    runs_dir: str = MISSING
+    run_dir: str | None = None
+
+
+@dataclass
+class RootConfig:
+    """The root: one entry per group, and a few keys of its own."""
+
+    seed: int = 0
+    run_name: str = MISSING
+    preset: str = "corrected"
+    recurrence: str = "torch"
+    ckpt_path: str | None = None
+    model: ModelConfig = field(default_factory=ModelConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    images: Any = None
+    init: Any = None
+    input_init: Any = None
+    pairing: Any = None
+    optimizer: Any = None
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    trainer: Any = None
+    callbacks: Any = None
+    logger: Any = None
+    paths: PathsConfig = field(default_factory=PathsConfig)
+
+
+@dataclass
+class EvaluateConfig:
+    """`src/evaluate.py`: which run, which checkpoint, where."""
+
+    run: str = MISSING
+    checkpoint: str | None = None
+    data_dir: str | None = None
+    accelerator: str = "auto"
+
+
+def register() -> None:
+    """Make the schemas known to Hydra."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=RootConfig)
+    store.store(name="evaluate_schema", node=EvaluateConfig)

@@ -1,0 +1,1 @@
+"""Tasks, one LightningDataModule each; `base` is what they share."""

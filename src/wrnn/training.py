@@ -1,0 +1,286 @@
+"""Build the parts of a run from its config, train them, test them, load them again.
+
+The only place that instantiates what a config names.
+"""
+
+import logging
+import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, Timer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from wrnn import runs
+from wrnn.callbacks.progress import Throughput
+from wrnn.callbacks.saving import SolvedStep
+from wrnn.config import check, digest, first_line, identity
+from wrnn.cores.base import Core
+from wrnn.errors import ConfigError, Interrupted
+from wrnn.module import Schedule, SequenceModule
+from wrnn.objectives import Objective
+from wrnn.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a config builds: the task, the model in its module, and the parts of the model."""
+
+    task: Task
+    core: Core
+    readout: nn.Module
+    objective: Objective
+    module: SequenceModule
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A finished run: its parts with the weights of a checkpoint, its config, its final metrics if it has ended."""
+
+    task: Task
+    core: Core
+    readout: nn.Module
+    module: SequenceModule
+    config: DictConfig
+    results: dict[str, Any] | None
+
+
+def build(cfg: DictConfig) -> Parts:
+    """Seed and build task, core, readout, objective and module. No data are read, nothing is written.
+
+    Raises: ConfigError naming the part and what it says is wrong.
+    """
+    check(cfg)
+    _check_starts(cfg)
+    if not isinstance(cfg.seed, int) or cfg.seed < 0:
+        raise ConfigError(f"seed={cfg.seed}: must be a whole number of at least 0")
+    torch.manual_seed(cfg.seed)
+    task: Task = _make("task.datamodule", cfg.task.datamodule)
+    core: Core = _make("model.core", cfg.model.core, input_size=task.input_size)
+    readout: nn.Module = _make(
+        "model.readout", cfg.model.readout, input_size=core.output_size, output_size=task.output_size
+    )
+    objective: Objective = _make("task.objective", cfg.task.objective, output_size=task.output_size)
+    optimizer = _make("optimizer", cfg.optimizer)
+    schedule = Schedule(
+        scheduler=_make("scheduler.scheduler", cfg.scheduler.scheduler) if cfg.scheduler.scheduler else None,
+        interval=cfg.scheduler.interval,
+        frequency=cfg.scheduler.frequency,
+        monitor=cfg.scheduler.monitor,
+    )
+    module = SequenceModule(core, readout, objective, optimizer, schedule, seed=cfg.seed, identity=identity(cfg))
+    return Parts(task, core, readout, objective, module)
+
+
+def _make(key: str, node: DictConfig, **facts: Any) -> Any:
+    try:
+        return instantiate(node, _convert_="all", **facts)
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        message = first_line(cause)
+        raise ConfigError(message if "=" in message.split(":")[0] else f"{key}: {message}") from error
+
+
+def _check_starts(cfg: DictConfig) -> None:
+    """A core with a start of its own does not read `init`; then no other start may be asked for."""
+    raw = OmegaConf.to_container(cfg.model.core, resolve=False)
+    assert isinstance(raw, dict)
+    for group in ("init", "input_init"):
+        paper = OmegaConf.to_container(cfg.model[f"paper_{group}"] or OmegaConf.create(), resolve=True) or None
+        asked = OmegaConf.to_container(cfg[group], resolve=True)
+        assert isinstance(asked, dict)
+        if group not in raw and asked["weight"] != paper:
+            raise ConfigError(f"{group}: model={cfg.model.name} has its own start only; use {group}=paper")
+
+
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """Train, then test on the selected checkpoint; everything is left in the run folder. Returns the final metrics.
+
+    Raises: ConfigError, DivergedError, Interrupted; see `wrnn.errors`.
+    """
+    parts = build(cfg)
+    folder, checkpoint = runs.choose(cfg)
+    with open_dict(cfg):
+        cfg.paths.run_dir = str(folder)
+    _quieten_libraries()
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
+    _guarded(parts.task.prepare_data)
+    callbacks = [_make(f"callbacks.{name}", node) for name, node in (cfg.callbacks or {}).items()]
+    if cfg.trainer.max_time is None:
+        callbacks.append(Timer())
+    loggers = [_make(f"logger.{name}", node) for name, node in (cfg.logger or {}).items()]
+    runs.start(folder, cfg)
+    trainer: L.Trainer = _make(
+        "trainer",
+        cfg.trainer,
+        callbacks=callbacks,
+        logger=loggers or False,
+        default_root_dir=str(folder),
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+    )
+    for logger in loggers:
+        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+    going_on = f", going on from {checkpoint}" if checkpoint else ""
+    print(f"{cfg.run_name}: {_sizes(parts)}; run folder {folder}{going_on}", flush=True)
+    try:
+        with _sigterm_as_interrupt():
+            trainer.fit(parts.module, datamodule=parts.task, ckpt_path=checkpoint, weights_only=True)
+            results = _finish(cfg, parts, trainer, folder)
+    finally:
+        _close(loggers)
+    return results
+
+
+def _finish(cfg: DictConfig, parts: Parts, trainer: L.Trainer, folder: Path) -> dict[str, Any]:
+    """Test the selected weights, write results.json, print the table."""
+    validation = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
+    best = next((found for found in trainer.callbacks if isinstance(found, ModelCheckpoint)), None)  # type: ignore[attr-defined]
+    selected = Path(best.best_model_path) if best and best.best_model_path else None
+    results: dict[str, Any] = {"run_name": cfg.run_name, "identity": digest(identity(cfg))}
+    batches = trainer.global_step * trainer.accumulate_grad_batches
+    results |= {"steps": trainer.global_step, "epochs": round(batches / trainer.num_training_batches, 4)}
+    if cfg.task.monitor.select == "best" and selected and selected.exists():
+        parts.module.load_state_dict(runs.read_checkpoint(selected)["state_dict"])
+        assert best is not None and best.best_model_score is not None
+        results[f"best_{cfg.task.monitor.metric}"] = float(best.best_model_score)
+        results["tested"] = runs.BEST
+    else:
+        results["tested"] = runs.LAST
+    results |= validation
+    test = trainer.test(parts.module, datamodule=parts.task, verbose=False)[0]
+    results |= {key: float(value) for key, value in test.items()}
+    results |= _parameters(parts)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Timer):
+            results["seconds"] = round(callback.time_elapsed("train"), 3)
+        if isinstance(callback, Throughput) and callback.steps_per_second:
+            results |= {"steps_per_second": callback.steps_per_second, "data_share": callback.data_share}
+        if isinstance(callback, SolvedStep) and callback.threshold is not None:
+            results["solved_step"] = callback.step
+    runs.write_json(folder / runs.RESULTS, results)
+    print_table(cfg.run_name, results)
+    print(f"run folder {folder}", flush=True)
+    return results
+
+
+def evaluate(
+    folder: Path, checkpoint: str | None = None, data_dir: str | None = None, accelerator: str = "auto"
+) -> dict[str, float]:
+    """Test a run's checkpoint on the run's own task; returns and prints the test metrics, writes nothing.
+
+    Args:
+        folder: a run folder.
+        checkpoint: `best` or `last`; None is the one that the run tested.
+        data_dir: where the data are now; None is where the run found them.
+        accelerator: as Lightning's.
+
+    Raises: ConfigError for a folder or a checkpoint that cannot be read.
+    """
+    run = load_run(folder, checkpoint, data_dir)
+    _quieten_libraries()
+    trainer = L.Trainer(
+        accelerator=accelerator, devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=str(folder),
+    )  # fmt: skip
+    _guarded(run.task.prepare_data)
+    metrics = {key: float(value) for key, value in trainer.test(run.module, run.task, verbose=False)[0].items()}
+    print_table(f"{run.config.run_name}, {folder}", metrics)
+    return metrics
+
+
+def load_run(folder: str | Path, checkpoint: str | None = None, data_dir: str | None = None) -> LoadedRun:
+    """Core, readout, task and config of a run, with trained weights, ready for a notebook.
+
+    Args:
+        folder: a run folder.
+        checkpoint: `best` or `last`; None is the one that the run tested, or `last` for a stopped run.
+        data_dir: where the data are now; None is where the run found them.
+
+    Raises: ConfigError for a folder or a checkpoint that cannot be read.
+    """
+    folder = Path(folder)
+    cfg = runs.load_config(folder)
+    results = runs.read_json(folder / runs.RESULTS)
+    if checkpoint not in (None, "best", "last"):
+        raise ConfigError(f"checkpoint={checkpoint}: must be best or last")
+    tested = results["tested"] if results else runs.LAST
+    path = folder / {"best": runs.BEST, "last": runs.LAST, None: tested}[checkpoint]
+    if data_dir is not None:
+        runs.move_data(cfg, data_dir)
+    with torch.random.fork_rng(devices=[]):
+        parts = build(cfg)
+    parts.module.load_state_dict(runs.read_checkpoint(path)["state_dict"])
+    parts.module.eval()
+    return LoadedRun(parts.task, parts.core, parts.readout, parts.module, cfg, results)
+
+
+def print_table(title: str, results: dict[str, Any]) -> None:
+    """Print metrics by name, in full, on a terminal or in a log."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    for key, value in results.items():
+        table.add_row(key, f"{value:.6g}" if isinstance(value, float) else str(value))
+    Console(width=None if Console().is_terminal else 100).print(table)
+
+
+def _parameters(parts: Parts) -> dict[str, int]:
+    named = [*parts.core.named_parameters(), *parts.readout.named_parameters()]
+    total = sum(weight.numel() for _, weight in named)
+    biases = sum(weight.numel() for name, weight in named if name.split(".")[-1].startswith("bias"))
+    return {"parameters_total": total, "parameters_weights": total - biases}
+
+
+def _sizes(parts: Parts) -> str:
+    counts = _parameters(parts)
+    return f"{counts['parameters_total']:,} parameters, {counts['parameters_weights']:,} without biases"
+
+
+def _guarded(prepare: Any) -> None:
+    try:
+        prepare()
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(first_line(error)) from error
+
+
+def _close(loggers: list[Any]) -> None:
+    for logger in loggers:
+        if type(logger).__name__ == "WandbLogger":
+            import wandb
+
+            wandb.finish()
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Lightning leaves with exit code 0 on SIGTERM; say 143 instead."""
+    try:
+        yield
+    except SIGTERMException as error:
+        raise Interrupted(signal.SIGTERM, "stopped by SIGTERM") from error
+    except MisconfigurationException as error:
+        raise ConfigError(f"trainer: {first_line(error)}") from error
+
+
+def _quieten_libraries() -> None:
+    """Keep Lightning's advertisements and devices list off the screen; warnings and errors stay."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*srun. command is available.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.. is deprecated.*")
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")

@@ -1,0 +1,51 @@
+"""Shared fixtures: configs composed as on the command line, one thread, no network."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from wrnn import schema
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+
+Compose = Callable[..., DictConfig]
+
+# A run of seconds on made-up data: the smallest thing that goes through everything.
+TINY_COPY = (
+    "model=wrnn", "task=copy", "trainer=cpu", "task.datamodule.delay=3", "task.datamodule.batch_size=8",
+    "task.datamodule.batches_per_epoch=6", "task.datamodule.num_val=16", "task.datamodule.num_test=16",
+    "model.core.num_channels=2", "model.core.ring_size=7", "trainer.log_every_n_steps=1", "trainer.max_steps=15",
+)  # fmt: skip
+TINY_PSMNIST = (
+    "model=wrnn", "task=psmnist", "images=fake_mnist", "trainer=cpu", "task.datamodule.batch_size=4",
+    "task.datamodule.num_val=8", "model.core.num_channels=1", "model.core.ring_size=5", "trainer.limit_train_batches=6",
+    "trainer.log_every_n_steps=1", "trainer.max_epochs=3", "trainer.limit_test_batches=1",
+)  # fmt: skip
+
+
+def option_names(group: str) -> list[str]:
+    """Every option of a config group, found by listing its folder."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Two busy test processes on two cores must not wait for each other's threads."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def compose_config(tmp_path: Path) -> Compose:
+    """`compose_config("task=copy", ...)`: the config of that command line, writing below `tmp_path`."""
+    schema.register()
+
+    def make(*overrides: str, config_dir: Path = CONF) -> DictConfig:
+        with initialize_config_dir(str(config_dir), version_base="1.3"):
+            return compose("config", [f"paths.runs_dir={tmp_path / 'runs'}", *overrides])
+
+    return make

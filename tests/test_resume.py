@@ -1,0 +1,120 @@
+"""A run that is stopped or killed at any moment ends as an uninterrupted one: weights bit for bit, each step once."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import ROOT, TINY_COPY, TINY_PSMNIST, Compose
+from wrnn.runs import read_json
+from wrnn.training import train
+
+LONGER = {"copy": ("trainer.max_steps=60",), "psmnist": ("trainer.max_epochs=5", "trainer.limit_val_batches=1")}
+TINY = {"copy": TINY_COPY, "psmnist": (*TINY_PSMNIST, "scheduler.drop_epochs=[1,2]")}
+PLATEAU = ("scheduler=plateau", "scheduler.scheduler.patience=0")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+
+def assert_same_run(folder: Path, whole: Path) -> None:
+    expected, found = weights(whole), weights(folder)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    rows = (folder / "metrics.csv").read_text().splitlines()
+    assert rows == (whole / "metrics.csv").read_text().splitlines()
+    ours, theirs = read_json(folder / "results.json"), read_json(whole / "results.json")
+    assert ours is not None and theirs is not None
+    for noise in ("seconds", "steps_per_second", "data_share"):
+        ours.pop(noise), theirs.pop(noise)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("task", "extra", "shorter"),
+    [
+        ("copy", (), "trainer.max_steps=12"),
+        ("psmnist", (), "trainer.max_epochs=1"),
+        ("psmnist", PLATEAU, "trainer.max_epochs=2"),
+    ],
+)
+def test_a_longer_budget_takes_up_a_finished_run(
+    compose_config: Compose, tmp_path: Path, task: str, extra: tuple[str, ...], shorter: str
+) -> None:
+    choices = (*TINY[task], *extra)
+    train(compose_config(*choices, f"paths.run_dir={tmp_path}/whole"))
+    train(compose_config(*choices, shorter, f"paths.run_dir={tmp_path}/parts"))
+    train(compose_config(*choices, "ckpt_path=last", f"paths.run_dir={tmp_path}/parts"))
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_a_budget_that_ends_in_mid_epoch_is_taken_up(compose_config: Compose, tmp_path: Path) -> None:
+    choices = (*TINY["psmnist"], *PLATEAU)
+    train(compose_config(*choices, f"paths.run_dir={tmp_path}/whole"))
+    train(compose_config(*choices, "trainer.max_steps=8", f"paths.run_dir={tmp_path}/parts"))
+    train(compose_config(*choices, "ckpt_path=last", f"paths.run_dir={tmp_path}/parts"))
+    assert all(torch.equal(a, b) for a, b in zip(
+        weights(tmp_path / "whole").values(), weights(tmp_path / "parts").values(), strict=True))  # fmt: skip
+
+
+def start(folder: Path, task: str, *extra: str) -> subprocess.Popen[str]:
+    choices = (*TINY[task], *LONGER[task], "callbacks.resume_point.every_minutes=0.002", *extra)
+    command = [sys.executable, str(ROOT / "src/train.py"), *choices, f"paths.run_dir={folder}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=folder.parent
+    )
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == code, output
+    return output
+
+
+def kill_when(process: subprocess.Popen[str], number: int, when: Path, seconds: float) -> int:
+    """Send a signal some time after a file appears; returns the exit code."""
+    while process.poll() is None and not when.exists():
+        time.sleep(0.01)
+    time.sleep(seconds)
+    process.send_signal(number)
+    process.communicate(timeout=300)
+    return process.returncode
+
+
+def kill_and_compare(tmp_path: Path, task: str, kills: list[tuple[int, str, float]]) -> None:
+    finish(start(tmp_path / "whole", task))
+    folder = tmp_path / "killed"
+    for number, when, seconds in kills:
+        code = kill_when(start(folder, task, "ckpt_path=last"), number, folder / when, seconds)
+        if code:  # 0: it was done before the signal came
+            assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[signal.Signals(number)]
+    finish(start(folder, task, "ckpt_path=last"))
+    assert_same_run(folder, tmp_path / "whole")
+
+
+def test_killed_and_stopped_runs_end_as_the_uninterrupted_one(tmp_path: Path) -> None:
+    kills = [
+        (signal.SIGKILL, "config.yaml", 0.0),
+        (signal.SIGTERM, "metrics.csv", 0.3),
+        (signal.SIGINT, "config.yaml", 1.5),
+    ]
+    kill_and_compare(tmp_path, "copy", kills)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["copy", "psmnist"])
+def test_ten_random_kills(tmp_path: Path, task: str) -> None:
+    draw = random.Random(0)
+    kills: list[tuple[int, str, float]] = [
+        (draw.choice([signal.SIGKILL, signal.SIGTERM]), draw.choice(["config.yaml", "metrics.csv"]), draw.uniform(0, 2))
+        for _ in range(10)
+    ]
+    kill_and_compare(tmp_path, task, kills)
