@@ -53,8 +53,8 @@ def _check_target(path: str, node: Mapping[str, Any]) -> None:
     for key in node:
         if not key.startswith("_") and key not in legal:
             near = difflib.get_close_matches(key, legal, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"{path}.{key}: {node['_target_']} has no such key{hint} It takes: {', '.join(legal)}")
+            hint = f"; did you mean {near[0]}" if near else ""
+            raise ConfigError(f"{path}.{key}: {node['_target_']} has no such key{hint}; it takes: {', '.join(legal)}")
 
 
 def identity(cfg: DictConfig) -> dict[str, Any]:

@@ -158,8 +158,9 @@ class ResumePoint(Checkpoint):
 class StopOnNonFinite(L.Callback):
     """Ends the run before a step whose loss or gradient is not finite would spoil the weights.
 
-    On a CPU every step is looked at; on a GPU, where looking waits for the device, the logged ones, and every one
-    before a checkpoint is written.
+    A gradient may be so large that only its norm overflows: clipping then makes it zero and the run goes on, as under
+    torch's own clipping. On a CPU every step is looked at; on a GPU, where looking waits for the device, the logged
+    ones, and the weights before each checkpoint.
     """
 
     def __init__(self) -> None:
@@ -181,7 +182,8 @@ class StopOnNonFinite(L.Callback):
         if logged:
             pl_module.log("train/gradient_norm", norm)
         assert self._loss is not None
-        if not (torch.isfinite(norm) and torch.isfinite(self._loss)):
+        spoilt = not (torch.isfinite(norm) or all(torch.isfinite(gradient).all() for gradient in gradients))
+        if spoilt or not torch.isfinite(self._loss):
             rate = optimizer.param_groups[0]["lr"]
             raise DivergedError(
                 f"diverged at step {trainer.global_step + 1}: loss {self._loss.item():g},"

@@ -17,7 +17,8 @@ class ImageTask(Task):
     """Images as sequences, sliced out of one uint8 tensor; on a GPU the set lives there.
 
     Args:
-        train_set, test_set: what builds the torchvision data sets when called (`_partial_: true`); validation is taken from the first.
+        train_set, test_set: what builds the torchvision data sets when called (`_partial_: true` in a config);
+            validation is taken from the first.
         batch_size, eval_batch_size: sequences in a batch. Training drops an incomplete last batch.
         num_val: images held out of the training set.
         split_seed: seed of the held-out choice. None: the run seed, so every run has its own, as released.
