@@ -3,6 +3,7 @@
 The only place that instantiates what a config names.
 """
 
+import errno
 import logging
 import signal
 import warnings
@@ -112,6 +113,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     Raises: ConfigError, DivergedError, Interrupted; see `wrnn.errors`.
     """
     parts = build(cfg)
+    parts.module.configure_optimizers()  # once before anything is written, so that bad settings leave nothing behind
     folder, checkpoint = runs.choose(cfg)
     with open_dict(cfg):
         cfg.paths.run_dir = str(folder)
@@ -122,7 +124,6 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if cfg.trainer.max_time is None:
         callbacks.append(Timer())
     loggers = [_make(f"logger.{name}", node) for name, node in (cfg.logger or {}).items()]
-    runs.start(folder, cfg)
     trainer: L.Trainer = _make(
         "trainer",
         cfg.trainer,
@@ -131,12 +132,13 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         default_root_dir=str(folder),
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
     )
+    runs.start(folder, cfg)
     for logger in loggers:
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
     going_on = f", going on from {checkpoint}" if checkpoint else ""
     print(f"{cfg.run_name}: {_sizes(parts)}; run folder {folder}{going_on}", flush=True)
     try:
-        with _sigterm_as_interrupt():
+        with _known_failures(folder):
             trainer.fit(parts.module, datamodule=parts.task, ckpt_path=checkpoint, weights_only=True)
             results = _finish(cfg, parts, trainer, folder)
     finally:
@@ -265,14 +267,23 @@ def _close(loggers: list[Any]) -> None:
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Lightning leaves with exit code 0 on SIGTERM; say 143 instead."""
+def _known_failures(folder: Path) -> Iterator[None]:
+    """Turn what can go wrong from outside into one line. Lightning would leave with exit code 0 on SIGTERM."""
     try:
         yield
     except SIGTERMException as error:
         raise Interrupted(signal.SIGTERM, "stopped by SIGTERM") from error
     except MisconfigurationException as error:
         raise ConfigError(f"trainer: {first_line(error)}") from error
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise ConfigError(
+            f"{folder}: cannot be written to ({error.strerror}); ckpt_path=last goes on once it can be"
+        ) from error
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def _quieten_libraries() -> None:

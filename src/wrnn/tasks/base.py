@@ -102,6 +102,9 @@ class Task(L.LightningDataModule, ABC):
     def make_batch(self, split: str, epoch: int, index: int) -> SequenceBatch:
         """Batch `index` of pass `epoch` over a split. Only `train` may depend on `epoch`."""
 
+    def setup(self, stage: str | None = None) -> None:
+        """Build what the batches need; a task that makes them up needs nothing."""
+
     def stream(self, split: str) -> BatchStream:
         """The batches of a split."""
         return BatchStream(lambda epoch, index: self.make_batch(split, epoch, index), self.num_batches(split))

@@ -1,0 +1,243 @@
+"""Runs from end to end: what they leave behind, what they refuse, how they end."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import wrnn
+from conftest import CONF, ROOT, TINY_COPY, TINY_PSMNIST, Compose
+from wrnn.errors import ConfigError, DivergedError
+from wrnn.loggers import read_metrics
+from wrnn.runs import ENVIRONMENT, RESULTS, read_json
+from wrnn.training import evaluate, train
+
+
+def command(*overrides: str, script: str = "train", cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command of a user, in a folder of his own."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / f"src/{script}.py"), *overrides],
+        cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the real command; tests read it and leave it alone."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = command(*TINY_PSMNIST, "paths.run_dir=run", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout").write_text(done.stdout)
+    return folder / "run"
+
+
+def test_a_run_folder_is_whole(finished: Path) -> None:
+    left = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
+    assert left == {
+        "config.yaml", "environment.json", "metrics.csv", "results.json", "learning_curve.png", "state_over_time.png",
+        "checkpoints/best.ckpt", "checkpoints/last.ckpt",
+    }  # fmt: skip
+    results, record = read_json(finished / RESULTS), read_json(finished / ENVIRONMENT)
+    assert results is not None and record is not None
+    for key in ("test/accuracy", "val/accuracy", "best_val/accuracy", "parameters_total", "parameters_weights"):
+        assert key in results and key in (finished.parent / "stdout").read_text()
+    assert results["parameters_total"] - results["parameters_weights"] == 5 + 1 + 10
+    assert record["starts"][0]["seeds"] == {"seed": 0, "permutation_seed": 12008, "split_seed": 0, "order_seed": 0}
+    steps, losses = read_metrics(finished / "metrics.csv")["train/loss"]
+    assert steps == list(range(1, 19)) and all(loss > 0 for loss in losses)
+    assert read_metrics(finished / "metrics.csv")["val/accuracy"][0] == [6, 12, 18]
+
+
+def test_a_finished_run_can_be_tested_again_and_opened(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = read_json(finished / RESULTS)
+    assert results is not None
+    done = command(f"run={finished}", script="evaluate", cwd=finished.parent)
+    assert done.returncode == 0 and "test/accuracy" in done.stdout, done.stderr
+    run = wrnn.load_run(finished)
+    run.task.setup()
+    batch = run.task.make_batch("test", 0, 0)
+    with torch.no_grad():
+        outputs, _ = run.core(batch.inputs, last_only=True)
+        accuracy = float((run.readout(outputs).argmax(-1) == batch.targets).float().mean())
+    assert accuracy == pytest.approx(results["test/accuracy"])
+    assert evaluate(finished)["test/accuracy"] == pytest.approx(results["test/accuracy"])
+    with pytest.raises(ConfigError, match="checkpoint=first: must be best or last"):
+        wrnn.load_run(finished, checkpoint="first")
+
+
+def test_one_seed_gives_one_result(compose_config: Compose, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        train(compose_config(*TINY_COPY, f"paths.run_dir={tmp_path}/{name}"))
+    assert (tmp_path / "a/metrics.csv").read_text() == (tmp_path / "b/metrics.csv").read_text()
+    other = train(compose_config(*TINY_COPY, "seed=1", f"paths.run_dir={tmp_path}/c"))
+    assert (tmp_path / "a/metrics.csv").read_text() != (tmp_path / "c/metrics.csv").read_text()
+    assert other["run_name"] == "wrnn_copy_s1"
+
+
+def test_both_recurrences_train_alike(compose_config: Compose, tmp_path: Path) -> None:
+    found = [
+        train(compose_config(*TINY_COPY, f"recurrence={name}", f"paths.run_dir={tmp_path}/{name}"))[
+            "test/cross_entropy"
+        ]
+        for name in ("torch", "reference")
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-4)  # float32 rounding over 15 steps of Adam
+
+
+def test_a_wave_learns_to_copy(compose_config: Compose) -> None:
+    sizes = ("model.core.ring_size=24", "model.core.num_channels=6", "task.datamodule.delay=0")
+    results = train(compose_config(*TINY_COPY, *sizes, "task.datamodule.batch_size=64", "trainer.max_steps=600",
+                                   "optimizer.lr=3e-3", "task.datamodule.batches_per_epoch=300"))  # fmt: skip
+    assert results["test/accuracy"] > 0.9  # chance is 1/8
+
+
+def test_no_logger_is_needed(compose_config: Compose, tmp_path: Path) -> None:
+    train(compose_config(*TINY_COPY, "logger=none", f"paths.run_dir={tmp_path}/run"))
+    assert not (tmp_path / "run/metrics.csv").exists() and (tmp_path / "run/results.json").exists()
+
+
+def test_every_limit_works(compose_config: Compose, tmp_path: Path) -> None:
+    def steps(*limits: str) -> int:
+        name = str(len(list(tmp_path.iterdir())))
+        return int(train(compose_config(*TINY_COPY[:-1], *limits, f"paths.run_dir={tmp_path}/{name}"))["steps"])
+
+    assert steps("trainer.max_steps=4") == 4
+    assert steps("trainer.max_epochs=2") == 12
+    assert 0 < steps("trainer.max_time=00:00:00:01") < 60_000
+
+
+def test_adding_says_when_it_was_solved(compose_config: Compose, tmp_path: Path) -> None:
+    tiny = [choice.replace("copy", "adding").replace("delay", "sequence_length") for choice in TINY_COPY]
+    solved = train(compose_config(*tiny, "task.monitor.solved_threshold=100", f"paths.run_dir={tmp_path}/a"))
+    never = train(compose_config(*tiny, "task.monitor.solved_threshold=0", f"paths.run_dir={tmp_path}/b"))
+    assert solved["solved_step"] == 6 and never["solved_step"] is None
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(compose_config: Compose, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    choices = (
+        *TINY_COPY,
+        "trainer.max_steps=60",
+        "optimizer=sgd",
+        "optimizer.lr=1e30",
+        "model.core.nonlinearity=identity",
+        "trainer.gradient_clip_val=null",
+        f"paths.run_dir={folder}",
+    )
+    with pytest.raises(DivergedError, match=r"diverged at step \d+: loss \S+, gradient norm \S+, learning rate 1e\+30"):
+        train(compose_config(*choices, "task.datamodule.batches_per_epoch=2"))
+    kept = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert all(weight.isfinite().all() for weight in kept.values())
+    assert not (folder / RESULTS).exists()
+
+
+REFUSED = {
+    "model=wrn": r"Could not find 'model/wrn'.*irnn wrnn",
+    "task.datamodule.dellay=3": "Key 'dellay' is not in struct",
+    "task.datamodule.delay=-1": r"task\.datamodule\.delay=-1: must be a whole number of at least 0",
+    "model.core.num_channels=2.5": r"model\.core\.num_channels=2\.5: must be a whole number of at least 1",
+    "model.core.kernel_size=9": r"model\.core\.kernel_size=9: must be odd and at most model\.core\.ring_size=7",
+    "preset=best": "best",
+    "seed=-1": "seed=-1: must be a whole number of at least 0",
+    "optimizer.lr=-1": "optimizer: .*-1",
+    "ckpt_path=last": "ckpt_path=last: no run with these settings",
+    "ckpt_path=nowhere.ckpt": r"ckpt_path=nowhere\.ckpt: no such file",
+    "trainer.max_steps=many": "trainer",
+    "init=shift init.weight.velocity=2": r"init\.weight\.velocity=2: must be a number in \[0, 1\]",
+    "init=shift model.core.kernel_size=1": "init=shift: needs an odd kernel_size of at least 3",
+}
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], message: str, code: int = 2) -> None:
+    assert done.returncode == code, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and re.search(message, lines[0]), done.stderr
+
+
+@pytest.mark.parametrize("choice", REFUSED)
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, choice: str) -> None:
+    assert_one_line(command(*TINY_COPY, *choice.split(), cwd=tmp_path), REFUSED[choice])
+    assert not list(tmp_path.iterdir()), "something was written"
+
+
+def test_a_misspelled_key_in_a_file_is_one_line(tmp_path: Path) -> None:
+    conf = tmp_path / "conf"
+    shutil.copytree(CONF / "task", conf / "task")
+    copy = conf / "task/copy.yaml"
+    copy.write_text(copy.read_text().replace("num_val:", "num_vall:"))
+    search = f"hydra.searchpath=[file://{conf}]"
+    # the project's own file comes first on the search path, so the misspelled one needs a name of its own
+    copy.rename(conf / "task/mine.yaml")
+    done = command(search, *TINY_COPY[2:], "model=wrnn", "task=mine", cwd=tmp_path)
+    assert done.returncode == 2 and "num_val" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    (conf / "task/mine.yaml").write_text((CONF / "task/copy.yaml").read_text().replace("monitor:", "moniter:"))
+    done = command(search, *TINY_COPY[2:], "model=wrnn", "task=mine", cwd=tmp_path)
+    assert_one_line(done, "moniter")
+    assert {path.name for path in tmp_path.iterdir()} == {"conf"}
+
+
+def test_a_checkpoint_that_does_not_fit_is_one_line(finished: Path, tmp_path: Path) -> None:
+    last = finished / "checkpoints/last.ckpt"
+    done = command(*TINY_PSMNIST, "model=irnn", "~model.core.num_channels", f"ckpt_path={last}", cwd=tmp_path)
+    assert done.returncode == 2
+    tiny_irnn = [choice for choice in TINY_PSMNIST if not choice.startswith("model")]
+    assert_one_line(
+        command(*tiny_irnn, "model=irnn", f"ckpt_path={last}", cwd=tmp_path), "last.ckpt: is of another model"
+    )
+    for cut in (0, 100, last.stat().st_size // 2):
+        (tmp_path / "cut.ckpt").write_bytes(last.read_bytes()[:cut])
+        assert_one_line(command(*TINY_PSMNIST, "ckpt_path=cut.ckpt", cwd=tmp_path), "cut.ckpt: not a whole checkpoint")
+    assert {path.name for path in tmp_path.iterdir()} == {"cut.ckpt"}
+
+
+def test_data_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    raw = tmp_path / "data/MNIST/raw"
+    raw.mkdir(parents=True)
+    (raw / "train-images-idx3-ubyte").write_bytes(b"\0" * 1000)
+    choices = [choice for choice in TINY_PSMNIST if not choice.startswith("images")]
+    done = command(*choices, cwd=tmp_path)
+    assert_one_line(done, "train-images-idx3-ubyte")
+    (tmp_path / "file").write_text("not a folder")
+    assert_one_line(command(*choices, "paths.data_dir=file", cwd=tmp_path), "file")
+    assert_one_line(command(*choices, "images=cifar10_folder", "task=nscifar10", cwd=tmp_path), "cifar10/train")
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "file"}
+
+
+def test_a_run_folder_that_cannot_be_written_is_one_line(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert_one_line(command(*TINY_COPY, "paths.run_dir=file/run", cwd=tmp_path), "paths.run_dir=file/run: cannot be")
+    assert_one_line(command(*TINY_COPY, f"paths.run_dir={finished}", cwd=tmp_path), "holds a run; use ckpt_path=last")
+
+
+def test_a_disk_without_room_is_one_line_and_costs_nothing(tmp_path: Path) -> None:
+    code = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, 16_000)); sys.argv.pop(0);"
+    code += "sys.path.insert(0, sys.argv[0].rpartition('/')[0]); runpy.run_path(sys.argv[0], run_name='__main__')"
+    words = [sys.executable, "-c", code, str(ROOT / "src/train.py"), *TINY_COPY, "paths.run_dir=run"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)  # no file may grow beyond 16 kB
+    assert_one_line(done, r"run: cannot be written to \(File too large\); ckpt_path=last goes on")
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"run/config.yaml", "run/environment.json", "run/metrics.csv"}  # no half checkpoint
+    done = command(*TINY_COPY, "ckpt_path=last", "paths.run_dir=run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_sweep_runs_every_job(tmp_path: Path) -> None:
+    done = command("-m", *TINY_COPY, "trainer.max_steps=2", "seed=1,2", "paths.runs_dir=runs", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    names = [json.loads(path.read_text())["run_name"] for path in sorted(tmp_path.glob(f"runs/*/*/{RESULTS}"))]
+    assert names == ["wrnn_copy_s1", "wrnn_copy_s2"]
+    assert {path.name for path in tmp_path.iterdir()} <= {"runs", "multirun.yaml"}
+
+
+def test_help_is_short_and_does_not_load_torch(tmp_path: Path) -> None:
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); import train; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code, str(ROOT / "src")], cwd=tmp_path).returncode == 0
+    done = command("--help", cwd=tmp_path)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) < 40
+    assert "model: irnn, wrnn" in done.stdout and "ckpt_path=last" in done.stdout
