@@ -19,7 +19,7 @@ class MeanOf(MeanMetric):
     """Mean over sequences of `function(outputs, targets)`, which returns one number per sequence, shape (B,)."""
 
     def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
+        super().__init__(nan_strategy="disable")  # a NaN shows as NaN
         self.function = function
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:  # type: ignore[override]  # pairs, as in all our metrics
