@@ -236,8 +236,10 @@ def test_a_sweep_runs_every_job(tmp_path: Path) -> None:
 
 
 def test_help_is_short_and_does_not_load_torch(tmp_path: Path) -> None:
-    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); import train; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code, str(ROOT / "src")], cwd=tmp_path).returncode == 0
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); import {}; sys.exit('{}' in sys.modules)"
+    for module, unwanted in (("train", "torch"), ("wrnn.training", "wandb")):
+        words = [sys.executable, "-c", code.format(module, unwanted), str(ROOT / "src")]
+        assert subprocess.run(words, cwd=tmp_path).returncode == 0
     done = command("--help", cwd=tmp_path)
     assert done.returncode == 0 and len(done.stdout.splitlines()) < 40
     assert "model: irnn, wrnn" in done.stdout and "ckpt_path=last" in done.stdout

@@ -141,8 +141,10 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         with _known_failures(folder):
             trainer.fit(parts.module, datamodule=parts.task, ckpt_path=checkpoint, weights_only=True)
             results = _finish(cfg, parts, trainer, folder)
-    finally:
-        _close(loggers)
+    except BaseException:
+        _close(loggers, exit_code=1)
+        raise
+    _close(loggers, exit_code=0)
     return results
 
 
@@ -258,12 +260,12 @@ def _guarded(prepare: Any) -> None:
         raise ConfigError(first_line(error)) from error
 
 
-def _close(loggers: list[Any]) -> None:
-    for logger in loggers:
-        if type(logger).__name__ == "WandbLogger":
-            import wandb
+def _close(loggers: list[Any], exit_code: int) -> None:
+    """End a W&B run, so that the next job of a sweep gets one of its own."""
+    if any(type(logger).__name__ == "WandbLogger" for logger in loggers):
+        import wandb  # late: no other path needs it
 
-            wandb.finish()
+        wandb.finish(exit_code)
 
 
 @contextmanager

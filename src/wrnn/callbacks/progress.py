@@ -13,7 +13,17 @@ from wrnn.tasks.base import BatchStream
 
 def progress(every_seconds: float = 30.0) -> Callback:
     """A rich bar with loss, speed and time left where stdout is a terminal, else `ProgressLines`."""
-    return RichProgressBar(leave=True) if sys.stdout.isatty() else ProgressLines(every_seconds)
+    return Bar() if sys.stdout.isatty() else ProgressLines(every_seconds)
+
+
+class Bar(RichProgressBar):
+    """Loss, speed and time left in the epoch; epochs are counted from 1, steps where epochs have no limit."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        epochs = self.trainer.max_epochs
+        if epochs is None or epochs < 0:
+            return f"epoch {current_epoch + 1}, from step {self.trainer.global_step} of {self.trainer.max_steps}"
+        return f"epoch {current_epoch + 1} of {epochs}"
 
 
 class ProgressLines(Callback):
