@@ -143,7 +143,7 @@ REFUSED = {
     "task.datamodule.delay=-1": r"task\.datamodule\.delay=-1: must be a whole number of at least 0",
     "model.core.num_channels=2.5": r"model\.core\.num_channels=2\.5: must be a whole number of at least 1",
     "model.core.kernel_size=9": r"model\.core\.kernel_size=9: must be odd and at most model\.core\.ring_size=7",
-    "preset=best": "best",
+    "preset=best": "preset=best: must be one of corrected, paper_text, released_code",
     "seed=-1": "seed=-1: must be a whole number of at least 0",
     "optimizer.lr=-1": "optimizer: .*-1",
     "ckpt_path=last": "ckpt_path=last: no run with these settings",

@@ -23,13 +23,13 @@ def check(cfg: DictConfig) -> None:
 
     Raises: ConfigError that names the key and the nearest legal one.
     """
+    if cfg.preset not in cfg.model.presets:
+        raise ConfigError(f"preset={cfg.preset}: must be one of {', '.join(cfg.model.presets)}")
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(first_line(error)) from error
     assert isinstance(plain, dict)
-    if cfg.preset not in cfg.model.presets:
-        raise ConfigError(f"preset={cfg.preset}: must be one of {', '.join(cfg.model.presets)}")
     for path, node in _targets(plain, ""):
         _check_target(path, node)
 

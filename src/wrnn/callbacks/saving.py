@@ -51,8 +51,8 @@ class ResumePoint(Checkpoint):
         self._old_handlers: dict[signal.Signals, Any] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Listen to the signals from here on."""
-        if stage == "fit" and not self._old_handlers:
+        """Listen to the signals while Lightning trains or tests."""
+        if not self._old_handlers:
             self._old_handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

@@ -46,6 +46,8 @@ class ImageTask(Task):
         self.images: dict[str, Tensor] = {}  # by split: uint8, the layout of `arrange`
         self.labels: dict[str, Tensor] = {}
         self._shift_and_scale = (0.0, 1 / 255)
+        self._fetched = False
+        self._cached_order: tuple[int, Tensor] = (-1, torch.empty(0))
 
     @property
     def output_size(self) -> int:
@@ -61,9 +63,11 @@ class ImageTask(Task):
         return images
 
     def prepare_data(self) -> None:
-        """Make sure that the data are on this machine; see `wrnn.data.fetch`."""
-        data.fetch(self.train_set)
-        data.fetch(self.test_set)
+        """Make sure that the data are on this machine, once; see `wrnn.data.fetch`."""
+        sources = {(found.func, found.keywords.get("root")): found for found in (self.train_set, self.test_set)}
+        for factory in sources.values() if not self._fetched else ():
+            data.fetch(factory)
+        self._fetched = True
 
     def setup(self, stage: str | None = None) -> None:
         """Load, split and arrange the sets once."""
@@ -112,5 +116,3 @@ class ImageTask(Task):
             order = torch.randperm(len(labels), generator=generator(self.order_seed, epoch)).to(labels.device)
             self._cached_order = (epoch, order)
         return self._cached_order[1]
-
-    _cached_order: tuple[int, Tensor] = (-1, torch.empty(0))
