@@ -89,15 +89,18 @@ def kill_when(process: subprocess.Popen[str], number: int, when: Path, seconds: 
     return process.returncode
 
 
-def kill_and_compare(tmp_path: Path, task: str, kills: list[tuple[int, str, float]]) -> None:
-    finish(start(tmp_path / "whole", task))
-    folder = tmp_path / "killed"
+def kill_and_compare(tmp_path: Path, task: str, kills: list[tuple[int, str, float]], *extra: str) -> int:
+    """Kill a run again and again, let it end, compare; returns how many signals came before it was done."""
+    finish(start(tmp_path / "whole", task, *extra))
+    folder, hits = tmp_path / "killed", 0
     for number, when, seconds in kills:
-        code = kill_when(start(folder, task, "ckpt_path=last"), number, folder / when, seconds)
-        if code:  # 0: it was done before the signal came
+        code = kill_when(start(folder, task, "ckpt_path=last", *extra), number, folder / when, seconds)
+        if code:
             assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[signal.Signals(number)]
-    finish(start(folder, task, "ckpt_path=last"))
+            hits += 1
+    finish(start(folder, task, "ckpt_path=last", *extra))
     assert_same_run(folder, tmp_path / "whole")
+    return hits
 
 
 def test_killed_and_stopped_runs_end_as_the_uninterrupted_one(tmp_path: Path) -> None:
@@ -110,11 +113,12 @@ def test_killed_and_stopped_runs_end_as_the_uninterrupted_one(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["copy", "psmnist"])
-def test_ten_random_kills(tmp_path: Path, task: str) -> None:
+@pytest.mark.parametrize(("task", "longer"), [("copy", "trainer.max_steps=1500"), ("psmnist", "trainer.max_epochs=60")])
+def test_ten_random_kills(tmp_path: Path, task: str, longer: str) -> None:
     draw = random.Random(0)
     kills: list[tuple[int, str, float]] = [
-        (draw.choice([signal.SIGKILL, signal.SIGTERM]), draw.choice(["config.yaml", "metrics.csv"]), draw.uniform(0, 2))
+        (draw.choice([signal.SIGKILL, signal.SIGTERM]), draw.choice(["config.yaml", "metrics.csv"]), draw.uniform(0, 8))
         for _ in range(10)
     ]
-    kill_and_compare(tmp_path, task, kills)
+    kills[:2] = [(signal.SIGKILL, "config.yaml", 0.0), (signal.SIGTERM, "config.yaml", 0.0)]  # before any checkpoint
+    assert kill_and_compare(tmp_path, task, kills, longer) >= 8

@@ -4,8 +4,10 @@
 """
 
 import os
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -31,6 +33,7 @@ def run(main: Callable[[], None]) -> None:
     """Call a Hydra main: what it raises becomes one line on stderr and an exit code; a bug keeps its traceback."""
     full = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra raise instead of printing several lines
+    signal.signal(signal.SIGTERM, _stop)  # before and after training; `ResumePoint` takes over in between
     try:
         main()
     except Interrupted as error:
@@ -43,6 +46,10 @@ def run(main: Callable[[], None]) -> None:
         if full:
             raise
         _leave(_flat(error), ConfigError.exit_code)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(number, f"stopped by {signal.Signals(number).name}")
 
 
 def _flat(error: BaseException) -> str:

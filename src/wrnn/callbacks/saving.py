@@ -94,6 +94,7 @@ class ResumePoint(Checkpoint):
         overdue = time.monotonic() - self._saved_at > 60 * self.every_minutes
         stopping = trainer.should_stop or trainer.global_step == trainer.max_steps
         if self._signal is not None or overdue or stopping or self._validation_follows(trainer, batch_idx + 1):
+            trainer._logger_connector.update_train_step_metrics()  # else logged after this hook, or never if killed
             self._save(trainer)
         if self._signal is not None:
             self._leave()
