@@ -80,8 +80,9 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
 
 
 def kill_when(process: subprocess.Popen[str], number: int, when: Path, seconds: float) -> int:
-    """Send a signal some time after a file appears; returns the exit code."""
-    while process.poll() is None and not when.exists():
+    """Send a signal some time after the process has written a file; returns the exit code."""
+    begun = time.time()
+    while process.poll() is None and not (when.exists() and when.stat().st_mtime >= begun):
         time.sleep(0.01)
     time.sleep(seconds)
     process.send_signal(number)

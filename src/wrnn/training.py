@@ -27,7 +27,7 @@ from torch import nn
 
 from wrnn import runs
 from wrnn.callbacks.progress import Throughput
-from wrnn.callbacks.saving import SolvedStep
+from wrnn.callbacks.saving import SolvedStep, WholeFileIO
 from wrnn.config import check, digest, first_line, identity
 from wrnn.cores.base import Core
 from wrnn.errors import ConfigError, Interrupted
@@ -128,6 +128,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         "trainer",
         cfg.trainer,
         callbacks=callbacks,
+        plugins=[WholeFileIO()],
         logger=loggers or False,
         default_root_dir=str(folder),
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),

@@ -1,6 +1,8 @@
 """Saving and stopping: a run that is killed at any moment goes on where it was, bit for bit."""
 
+import io
 import logging
+import os
 import signal
 import time
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from wrnn.errors import DivergedError, Interrupted
 from wrnn.loggers import MetricsCSV
@@ -18,6 +21,29 @@ from wrnn.module import is_logged_step
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class WholeFileIO(TorchCheckpointIO):
+    """Writes a checkpoint aside, on the same disk, and renames it: a full disk or a kill leaves the old one, whole.
+
+    Lightning's own writer moves a file from the system's temporary folder, which copies it where that is another disk.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Save `checkpoint` at `path`, a local file."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.tmp")
+        try:
+            buffer = io.BytesIO()
+            torch.save(checkpoint, buffer)
+            with aside.open("wb") as file:
+                file.write(buffer.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 class ResumePoint(Checkpoint):
@@ -35,7 +61,7 @@ class ResumePoint(Checkpoint):
     A second signal, or one outside of training, stops at once without saving.
 
     Args:
-        path: the file; written aside and renamed, so it is always whole.
+        path: the file.
         every_minutes: the most work that a SIGKILL may cost, about.
     """
 
