@@ -15,7 +15,7 @@ from conftest import ROOT, TINY_COPY, TINY_PSMNIST, Compose
 from wrnn.runs import read_json
 from wrnn.training import train
 
-LONGER = {"copy": ("trainer.max_steps=60",), "psmnist": ("trainer.max_epochs=5", "trainer.limit_val_batches=1")}
+LONGER = {"copy": ("trainer.max_steps=200",), "psmnist": ("trainer.max_epochs=5", "trainer.limit_val_batches=1")}
 TINY = {"copy": TINY_COPY, "psmnist": (*TINY_PSMNIST, "scheduler.drop_epochs=[1,2]")}
 PLATEAU = ("scheduler=plateau", "scheduler.scheduler.patience=0")
 
@@ -108,9 +108,19 @@ def test_killed_and_stopped_runs_end_as_the_uninterrupted_one(tmp_path: Path) ->
     kills = [
         (signal.SIGKILL, "config.yaml", 0.0),
         (signal.SIGTERM, "metrics.csv", 0.3),
-        (signal.SIGINT, "config.yaml", 1.5),
+        (signal.SIGINT, "config.yaml", 0.6),
     ]
     kill_and_compare(tmp_path, "copy", kills)
+
+
+def test_a_run_that_was_stopped_after_training_is_tested_when_it_is_resumed(
+    compose_config: Compose, tmp_path: Path
+) -> None:
+    for name in ("whole", "stopped"):
+        train(compose_config(*TINY_COPY, f"paths.run_dir={tmp_path}/{name}"))
+    (tmp_path / "stopped/results.json").unlink()
+    train(compose_config(*TINY_COPY, "ckpt_path=last", f"paths.run_dir={tmp_path}/stopped"))
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
 @pytest.mark.slow
@@ -118,7 +128,7 @@ def test_killed_and_stopped_runs_end_as_the_uninterrupted_one(tmp_path: Path) ->
 def test_ten_random_kills(tmp_path: Path, task: str, longer: str) -> None:
     draw = random.Random(0)
     kills: list[tuple[int, str, float]] = [
-        (draw.choice([signal.SIGKILL, signal.SIGTERM]), draw.choice(["config.yaml", "metrics.csv"]), draw.uniform(0, 8))
+        (draw.choice([signal.SIGKILL, signal.SIGTERM]), draw.choice(["config.yaml", "metrics.csv"]), draw.uniform(0, 3))
         for _ in range(10)
     ]
     kills[:2] = [(signal.SIGKILL, "config.yaml", 0.0), (signal.SIGTERM, "config.yaml", 0.0)]  # before any checkpoint

@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import nn
 
 from wrnn import runs
-from wrnn.callbacks.progress import Throughput
+from wrnn.callbacks.progress import RunRecord
 from wrnn.callbacks.saving import SolvedStep, WholeFileIO
 from wrnn.config import check, digest, first_line, identity
 from wrnn.cores.base import Core
@@ -151,7 +151,6 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 def _finish(cfg: DictConfig, parts: Parts, trainer: L.Trainer, folder: Path) -> dict[str, Any]:
     """Test the selected weights, write results.json, print the table."""
-    validation = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
     best = next((found for found in trainer.callbacks if isinstance(found, ModelCheckpoint)), None)  # type: ignore[attr-defined]
     selected = Path(best.best_model_path) if best and best.best_model_path else None
     results: dict[str, Any] = {"run_name": cfg.run_name, "identity": digest(identity(cfg))}
@@ -164,17 +163,19 @@ def _finish(cfg: DictConfig, parts: Parts, trainer: L.Trainer, folder: Path) -> 
         results["tested"] = runs.BEST
     else:
         results["tested"] = runs.LAST
-    results |= validation
+    record = next((found for found in trainer.callbacks if isinstance(found, RunRecord)), None)  # type: ignore[attr-defined]
+    results |= record.validation if record else {}
     test = trainer.test(parts.module, datamodule=parts.task, verbose=False)[0]
     results |= {key: float(value) for key, value in test.items()}
     results |= _parameters(parts)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Timer):
             results["seconds"] = round(callback.time_elapsed("train"), 3)
-        if isinstance(callback, Throughput) and callback.steps_per_second:
-            results |= {"steps_per_second": callback.steps_per_second, "data_share": callback.data_share}
         if isinstance(callback, SolvedStep) and callback.threshold is not None:
             results["solved_step"] = callback.step
+    if record and record.steps:
+        results["steps_per_second"] = record.steps / record.seconds
+        results["data_share"] = record.data_seconds / record.seconds
     runs.write_json(folder / runs.RESULTS, results)
     print_table(cfg.run_name, results)
     print(f"run folder {folder}", flush=True)

@@ -65,36 +65,44 @@ class ProgressLines(Callback):
         return int(total) if total != float("inf") else None
 
 
-class Throughput(Callback):
-    """Steps a second of training proper, and the share of it spent on data; both of this start of the run only."""
+class RunRecord(Callback):
+    """What results.json tells of training beside the metrics of the test; over all starts of a run.
+
+    Attributes:
+        validation: metrics of the last validation.
+        steps: optimizer steps taken.
+        seconds: spent in them, batch making included.
+        data_seconds: spent making batches.
+    """
 
     def __init__(self) -> None:
+        self.validation: dict[str, float] = {}
         self.steps = 0
-        self.seconds = 0.0
+        self.seconds = self.data_seconds = 0.0
         self._batch_started_at = 0.0
-        self._data_seconds = 0.0
+        self._stream_seconds = 0.0
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         """Start of a step; its batch is already made."""
         self._batch_started_at = time.perf_counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
-        """End of a step."""
-        self.seconds += time.perf_counter() - self._batch_started_at
+        """End of a step; its batch cost what the stream's clock has gained."""
+        stream = trainer.train_dataloader
+        making = stream.seconds - self._stream_seconds if isinstance(stream, BatchStream) else 0.0
+        self._stream_seconds += making
+        self.data_seconds += making
+        self.seconds += making + time.perf_counter() - self._batch_started_at
         self.steps += 1
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Ask the stream how long it took."""
-        stream = trainer.train_dataloader
-        if isinstance(stream, BatchStream):
-            self._data_seconds = stream.seconds
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note what it gave."""
+        self.validation = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
 
-    @property
-    def steps_per_second(self) -> float | None:
-        """Optimizer steps a second, batch making included; None before the first."""
-        return self.steps / (self.seconds + self._data_seconds) if self.steps else None
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {key: getattr(self, key) for key in ("validation", "steps", "seconds", "data_seconds")}
 
-    @property
-    def data_share(self) -> float | None:
-        """Seconds spent making batches over all seconds of the steps, in [0, 1]; None before the first."""
-        return self._data_seconds / (self.seconds + self._data_seconds) if self.steps else None
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From the checkpoint."""
+        vars(self).update(state_dict)
