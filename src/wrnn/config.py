@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from hydra.utils import get_object
@@ -18,8 +18,12 @@ _NOT_IDENTITY = ("paths", "callbacks", "logger", "ckpt_path", "run_name", "recur
 _TRAINER_IDENTITY = ("precision", "gradient_clip_val", "accumulate_grad_batches", "limit_train_batches")
 
 
-def check(cfg: DictConfig) -> None:
+def check(cfg: DictConfig, groups: Collection[str] | None = None) -> None:
     """Resolve every value and hold the keys beside each `_target_` against what it accepts.
+
+    Args:
+        cfg: a root config.
+        groups: whose targets to look at; None is all of them.
 
     Raises: ConfigError that names the key and the nearest legal one.
     """
@@ -30,7 +34,7 @@ def check(cfg: DictConfig) -> None:
     except OmegaConfBaseException as error:
         raise ConfigError(first_line(error)) from error
     assert isinstance(plain, dict)
-    for path, node in _targets(plain, ""):
+    for path, node in _targets({key: plain[key] for key in groups or plain}, ""):
         _check_target(path, node)
 
 

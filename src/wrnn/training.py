@@ -64,7 +64,7 @@ def build(cfg: DictConfig) -> Parts:
 
     Raises: ConfigError naming the part and what it says is wrong.
     """
-    check(cfg)
+    check(cfg, ("model", "task", "optimizer", "scheduler"))  # no more, so that runs outlive renamed callbacks
     _check_starts(cfg)
     if not isinstance(cfg.seed, int) or cfg.seed < 0:
         raise ConfigError(f"seed={cfg.seed}: must be a whole number of at least 0")
@@ -112,6 +112,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
     Raises: ConfigError, DivergedError, Interrupted; see `wrnn.errors`.
     """
+    check(cfg)
     parts = build(cfg)
     parts.module.configure_optimizers()  # once before anything is written, so that bad settings leave nothing behind
     folder, checkpoint = runs.choose(cfg)
@@ -152,13 +153,12 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 def _finish(cfg: DictConfig, parts: Parts, trainer: L.Trainer, folder: Path) -> dict[str, Any]:
     """Test the selected weights, write results.json, print the table."""
     best = next((found for found in trainer.callbacks if isinstance(found, ModelCheckpoint)), None)  # type: ignore[attr-defined]
-    selected = Path(best.best_model_path) if best and best.best_model_path else None
+    selected = folder / runs.BEST
     results: dict[str, Any] = {"run_name": cfg.run_name, "identity": digest(identity(cfg))}
     batches = trainer.global_step * trainer.accumulate_grad_batches
     results |= {"steps": trainer.global_step, "epochs": round(batches / trainer.num_training_batches, 4)}
-    if cfg.task.monitor.select == "best" and selected and selected.exists():
+    if cfg.task.monitor.select == "best" and best and best.best_model_score is not None and selected.exists():
         parts.module.load_state_dict(runs.read_checkpoint(selected)["state_dict"])
-        assert best is not None and best.best_model_score is not None
         results[f"best_{cfg.task.monitor.metric}"] = float(best.best_model_score)
         results["tested"] = runs.BEST
     else:
