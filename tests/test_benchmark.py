@@ -16,7 +16,7 @@ from wrnn.training import build
 def test_both_variants_compute_the_same(compose_config: Compose, model: str, task: str) -> None:
     parts = build(compose_config(f"model={model}", f"task={task}", "init.bias=pytorch", "input_init.bias=pytorch"))
     batch = batch_of(parts.task)
-    found = parts.readout(ReleasedLoop(parts.core, parts.objective.last_only)(batch.inputs))  # type: ignore[arg-type]
+    found = parts.readout(ReleasedLoop(parts.core, parts.objective.last_only)(batch.inputs))
     torch.testing.assert_close(found, parts.module(batch.inputs), rtol=1e-4, atol=1e-4)
 
 

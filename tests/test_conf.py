@@ -114,13 +114,13 @@ def test_a_preset_sets_the_task(compose_config: Compose) -> None:
     def task(name: str, preset: str) -> object:
         return compose_config(f"task={name}", f"preset={preset}").task
 
-    assert task("copy", "released_code").datamodule.layout == "code"  # type: ignore[attr-defined]
-    assert task("copy", "released_code").objective.loss_scale == "per_batch"  # type: ignore[attr-defined]
-    assert task("adding", "released_code").monitor.solved_metric == "train/mse"  # type: ignore[attr-defined]
-    assert task("smnist", "released_code").monitor.select == "last"  # type: ignore[attr-defined]
-    assert task("psmnist", "released_code").datamodule.permutation_seed is None  # type: ignore[attr-defined]
-    assert task("nscifar10", "paper_text").datamodule.noise == "per_sample"  # type: ignore[attr-defined]
-    assert task("nscifar10", "corrected").datamodule.noise == "fixed"  # type: ignore[attr-defined]
+    assert task("copy", "released_code").datamodule.layout == "code"
+    assert task("copy", "released_code").objective.loss_scale == "per_batch"
+    assert task("adding", "released_code").monitor.solved_metric == "train/mse"
+    assert task("smnist", "released_code").monitor.select == "last"
+    assert task("psmnist", "released_code").datamodule.permutation_seed is None
+    assert task("nscifar10", "paper_text").datamodule.noise == "per_sample"
+    assert task("nscifar10", "corrected").datamodule.noise == "fixed"
 
 
 def test_the_identity_changes_with_the_result_and_with_nothing_else(compose_config: Compose, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_the_default_start_is_uniform_within_its_bound() -> None:
 @pytest.mark.parametrize("velocity", [-0.1, 1.5, "fast"])
 def test_a_velocity_outside_its_range_is_refused(velocity: object) -> None:
     with pytest.raises(ValueError, match=r"init.weight.velocity=.*\[0, 1\]"):
-        shift_(torch.empty(1, 1, 3), velocity)  # type: ignore[arg-type]
+        shift_(torch.empty(1, 1, 3), velocity)
 
 
 def test_an_unknown_bias_rule_is_refused() -> None:

@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, Timer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, Timer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
@@ -34,6 +34,9 @@ from wrnn.errors import ConfigError, Interrupted
 from wrnn.module import Schedule, SequenceModule
 from wrnn.objectives import Objective
 from wrnn.tasks.base import Task
+
+
+Kind = TypeVar("Kind", bound=Callback)
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 def _finish(cfg: DictConfig, parts: Parts, trainer: L.Trainer, folder: Path) -> dict[str, Any]:
     """Test the selected weights, write results.json, print the table."""
-    best = next((found for found in trainer.callbacks if isinstance(found, ModelCheckpoint)), None)  # type: ignore[attr-defined]
+    best, record = _callback(trainer, ModelCheckpoint), _callback(trainer, RunRecord)
+    timer, solved = _callback(trainer, Timer), _callback(trainer, SolvedStep)
     selected = folder / runs.BEST
     results: dict[str, Any] = {"run_name": cfg.run_name, "identity": digest(identity(cfg))}
     batches = trainer.global_step * trainer.accumulate_grad_batches
@@ -163,16 +167,14 @@ def _finish(cfg: DictConfig, parts: Parts, trainer: L.Trainer, folder: Path) -> 
         results["tested"] = runs.BEST
     else:
         results["tested"] = runs.LAST
-    record = next((found for found in trainer.callbacks if isinstance(found, RunRecord)), None)  # type: ignore[attr-defined]
     results |= record.validation if record else {}
     test = trainer.test(parts.module, datamodule=parts.task, verbose=False)[0]
     results |= {key: float(value) for key, value in test.items()}
     results |= _parameters(parts)
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Timer):
-            results["seconds"] = round(callback.time_elapsed("train"), 3)
-        if isinstance(callback, SolvedStep) and callback.threshold is not None:
-            results["solved_step"] = callback.step
+    if timer:
+        results["seconds"] = round(timer.time_elapsed("train"), 3)
+    if solved and solved.threshold is not None:
+        results["solved_step"] = solved.step
     if record and record.steps:
         results["steps_per_second"] = record.steps / record.seconds
         results["data_share"] = record.data_seconds / record.seconds
@@ -180,6 +182,12 @@ def _finish(cfg: DictConfig, parts: Parts, trainer: L.Trainer, folder: Path) -> 
     print_table(cfg.run_name, results)
     print(f"run folder {folder}", flush=True)
     return results
+
+
+def _callback(trainer: L.Trainer, kind: type[Kind]) -> Kind | None:
+    """The run's callback of that kind, if the config has one."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
+    return next((callback for callback in callbacks if isinstance(callback, kind)), None)
 
 
 def evaluate(

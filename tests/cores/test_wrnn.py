@@ -75,4 +75,4 @@ def test_an_identity_rnn_integrates_its_bias() -> None:
 )
 def test_bad_sizes_are_named(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        TravelingWaveRNN(1, **options)  # type: ignore[arg-type]
+        TravelingWaveRNN(1, **options)

@@ -76,7 +76,7 @@ def test_adding_marks_one_value_in_each_half(length: int) -> None:
 
 
 @pytest.mark.parametrize("make", [lambda s: Copy(5, order_seed=s), lambda s: Adding(10, order_seed=s)])
-def test_the_run_seed_changes_training_data_and_nothing_else(make) -> None:  # type: ignore[no-untyped-def]
+def test_the_run_seed_changes_training_data_and_nothing_else(make) -> None:
     one, same, other = make(1), make(1), make(2)
     assert torch.equal(one.make_batch("train", 3, 5).inputs, same.make_batch("train", 3, 5).inputs)
     assert not torch.equal(one.make_batch("train", 3, 5).inputs, other.make_batch("train", 3, 5).inputs)
@@ -102,6 +102,6 @@ def test_the_fixed_sets_have_the_size_they_were_given() -> None:
         (lambda: Adding(10, batch_size=0), "batch_size=0: must be a whole number of at least 1"),
     ],
 )
-def test_bad_settings_are_named(make, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_bad_settings_are_named(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
