@@ -35,7 +35,6 @@ from wrnn.module import Schedule, SequenceModule
 from wrnn.objectives import Objective
 from wrnn.tasks.base import Task
 
-
 Kind = TypeVar("Kind", bound=Callback)
 
 
