@@ -14,8 +14,8 @@ def test_ring_and_matrix_agree(start: str, velocity: float | None) -> None:
 
     kernel, matrix = apply(torch.rand(1, 1, 5, dtype=torch.float64)), apply(torch.rand(8, 8, dtype=torch.float64))
     drive = torch.rand(2, 6, 8, dtype=torch.float64)
-    ring = ring_recurrence(drive, None, drive.new_zeros(1, 8), kernel, drive.new_zeros(2, 1, 8))
-    dense = dense_recurrence(drive, None, drive.new_zeros(8), matrix, drive.new_zeros(2, 8))
+    ring = ring_recurrence(drive, None, drive.new_zeros(1, 8), kernel, drive.new_zeros(2, 1, 8)).every_step
+    dense = dense_recurrence(drive, None, drive.new_zeros(8), matrix, drive.new_zeros(2, 8)).every_step
     torch.testing.assert_close(ring[:, :, 0], dense)
 
 

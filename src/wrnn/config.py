@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from wrnn.errors import ConfigError
 
 # Keys that say where and how a run is made, not what it computes.
-_NOT_IDENTITY = ("paths", "callbacks", "logger", "ckpt_path", "run_name", "recurrence", "pairing")
+_NOT_IDENTITY = ("paths", "callbacks", "logger", "ckpt_path", "run_name", "recurrence", "store_every", "pairing")
 _TRAINER_IDENTITY = ("precision", "gradient_clip_val", "accumulate_grad_batches", "limit_train_batches")
 
 
@@ -71,7 +71,8 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     for key in _NOT_IDENTITY:
         plain.pop(key, None)
     plain["trainer"] = {key: plain["trainer"].get(key) for key in _TRAINER_IDENTITY}
-    plain["model"].get("core", {}).pop("recurrence", None)
+    for how in ("recurrence", "store_every"):
+        plain["model"].get("core", {}).pop(how, None)
     for key in ("presets", "paper_init", "paper_input_init"):
         plain["model"].pop(key, None)
     for key in ("presets", "max_epochs", "max_steps"):

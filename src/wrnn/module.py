@@ -70,10 +70,15 @@ class SequenceModule(L.LightningModule):
             }
         )
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(B, T, I) -> the readout at the last step (B, O), or at every step (B, T, O), as the objective wants it."""
-        outputs, _ = self.core(inputs, last_only=self.objective.last_only)
-        return self.readout(outputs)
+    def forward(self, inputs: Tensor, shared_from: int | None = None) -> Tensor:
+        """(B, T, I) -> the readout at the last step (B, O), or at every step (B, T, O), as the objective wants it.
+
+        `shared_from`: see `SequenceBatch`.
+        """
+        if not self.objective.last_only:
+            return self.core.read_every_step(inputs, self.readout)
+        shared = {"shared_from": shared_from} if self.core.uses_shared_inputs else {}
+        return self.readout(self.core(inputs, last_only=True, **shared)[0])
 
     def on_train_batch_start(self, batch: SequenceBatch, batch_idx: int) -> None:
         """Fix the random draws of this step."""
@@ -81,7 +86,7 @@ class SequenceModule(L.LightningModule):
 
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> Tensor:
         """One batch; its metrics are computed at the steps that are logged."""
-        outputs = self(batch.inputs)
+        outputs = self(batch.inputs, batch.shared_from)
         loss = self.objective.loss(outputs, batch.targets)
         self.log("train/loss", loss, prog_bar=True)
         if is_logged_step(self.trainer):
@@ -100,7 +105,7 @@ class SequenceModule(L.LightningModule):
         self._evaluate(batch, "test")
 
     def _evaluate(self, batch: SequenceBatch, split: str) -> None:
-        outputs = self(batch.inputs)
+        outputs = self(batch.inputs, batch.shared_from)
         size = len(batch.targets)
         self.log(f"{split}/loss", self.objective.loss(outputs, batch.targets), batch_size=size)
         metrics = self._metrics(split)

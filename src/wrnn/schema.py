@@ -87,7 +87,8 @@ class RootConfig:
     seed: int = 0
     run_name: str = MISSING
     preset: str = "corrected"
-    recurrence: str = "torch"
+    recurrence: str = "auto"
+    store_every: int | None = None
     ckpt_path: str | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
     task: TaskConfig = field(default_factory=TaskConfig)

@@ -21,6 +21,8 @@ class Core(nn.Module, ABC):
     """
 
     whole_sequence: ClassVar[bool] = False
+    uses_shared_inputs: ClassVar[bool] = False
+    """Whether `forward` takes `shared_from`: the step from which on all sequences have the same inputs, or None."""
 
     @property
     @abstractmethod
@@ -57,3 +59,11 @@ class Core(nn.Module, ABC):
             output_BO, state = self.step(inputs_BI, state)
             outputs.append(output_BO)
         return (outputs[-1] if last_only else torch.stack(outputs, dim=1)), state
+
+    def read_every_step(self, inputs: Tensor, readout: nn.Module) -> Tensor:
+        """A readout of the output after every step: inputs (B, T, I) -> (B, T, readout's size).
+
+        A core that can do it without returning all outputs says so here.
+        """
+        read: Tensor = readout(self(inputs)[0])
+        return read

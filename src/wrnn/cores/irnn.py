@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from wrnn.checks import one_of, whole_number
 from wrnn.cores.base import Core, State
 from wrnn.inits import Initializer, identity_, normal_
-from wrnn.recurrence import NONLINEARITIES, dense_recurrence
+from wrnn.recurrence import BACKENDS, NONLINEARITIES, dense_recurrence
 
 # B batch, T time, I input features, N neurons
 
@@ -27,7 +27,7 @@ class IdentityRNN(Core):
         nonlinearity: relu, tanh or identity.
         init: start of U and b_U.
         input_init: start of V and b_V; for the sparse starts the whole state is one channel.
-        recurrence: `torch`, the fused time loop, or `reference`, the readable one.
+        recurrence: how the time loop is computed, see `wrnn.recurrence.dense_recurrence`.
 
     Raises: ValueError for a size or a start that makes no sense.
     """
@@ -39,13 +39,14 @@ class IdentityRNN(Core):
         nonlinearity: str = "relu",
         init: Initializer = Initializer(identity_),
         input_init: Initializer = Initializer(normal_),
-        recurrence: str = "torch",
+        recurrence: str = "auto",
     ) -> None:
         super().__init__()
         self.input_size = whole_number("input_size", input_size)
         self.hidden_size = whole_number("model.core.hidden_size", hidden_size)
         self.nonlinearity = one_of("model.core.nonlinearity", nonlinearity, NONLINEARITIES)
-        self.init, self.input_init, self.recurrence = init, input_init, recurrence
+        self.init, self.input_init = init, input_init
+        self.recurrence = one_of("recurrence", recurrence, BACKENDS)
         self.input_map = nn.Linear(input_size, hidden_size)
         self.weight = nn.Parameter(torch.empty(hidden_size, hidden_size))
         self.bias = nn.Parameter(torch.empty(hidden_size))
@@ -81,14 +82,14 @@ class IdentityRNN(Core):
         if state is None:
             state = self.initial_state(inputs.shape[0])
         assert isinstance(state, Tensor)
-        states = dense_recurrence(
+        last, states = dense_recurrence(
             inputs,
             self.input_map.weight,
             self.input_map.bias + self.bias,
             self.weight,
             state,
             nonlinearity=self.nonlinearity,
-            last_only=last_only,
+            wants="last" if last_only else "states",
             backend=self.recurrence,
         )
-        return states, (states if last_only else states[:, -1])
+        return last if states is None else states, last

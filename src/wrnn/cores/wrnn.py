@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from wrnn.checks import one_of, whole_number
 from wrnn.cores.base import Core, State
 from wrnn.inits import Initializer, ones_, shift_
-from wrnn.recurrence import NONLINEARITIES, ring_recurrence
+from wrnn.recurrence import BACKENDS, NONLINEARITIES, Sequence, ring_recurrence
 
 # B batch, T time, I input features, C channels, N neurons per channel, K kernel taps
 
@@ -31,10 +31,13 @@ class TravelingWaveRNN(Core):
         nonlinearity: relu, tanh or identity.
         init: start of the kernel and of b_u, one number a channel.
         input_init: start of V and of b_V, one number a neuron.
-        recurrence: `torch`, the fused time loop, or `reference`, the readable one.
+        recurrence: how the time loop is computed, see `wrnn.recurrence.BACKENDS`.
+        store_every: keep every K-th state for the backward, see `ring_recurrence`; None chooses.
 
     Raises: ValueError for a size or a start that makes no sense.
     """
+
+    uses_shared_inputs = True
 
     def __init__(
         self,
@@ -45,7 +48,8 @@ class TravelingWaveRNN(Core):
         nonlinearity: str = "relu",
         init: Initializer = Initializer(shift_),
         input_init: Initializer = Initializer(ones_),
-        recurrence: str = "torch",
+        recurrence: str = "auto",
+        store_every: int | None = None,
     ) -> None:
         super().__init__()
         self.input_size = whole_number("input_size", input_size)
@@ -57,7 +61,9 @@ class TravelingWaveRNN(Core):
                 f"model.core.kernel_size={kernel_size}: must be odd and at most model.core.ring_size={ring_size}"
             )
         self.nonlinearity = one_of("model.core.nonlinearity", nonlinearity, NONLINEARITIES)
-        self.init, self.input_init, self.recurrence = init, input_init, recurrence
+        self.init, self.input_init = init, input_init
+        self.recurrence = one_of("recurrence", recurrence, BACKENDS)
+        self.store_every = None if store_every is None else whole_number("store_every", store_every)
         self.input_map = nn.Linear(input_size, num_channels * ring_size)
         self.kernel = nn.Parameter(torch.empty(num_channels, num_channels, kernel_size))
         self.bias = nn.Parameter(torch.empty(num_channels))
@@ -96,23 +102,60 @@ class TravelingWaveRNN(Core):
         state_BCN = NONLINEARITIES[self.nonlinearity](around_BCN + drive_BCN)
         return state_BCN.flatten(1), state_BCN
 
-    def forward(self, inputs: Tensor, state: State | None = None, *, last_only: bool = False) -> tuple[Tensor, Tensor]:
-        """A whole sequence: inputs (B, T, I) -> (B, T, C*N), or (B, C*N) with `last_only`; and the state (B, C, N)."""
-        if state is None:
-            state = self.initial_state(inputs.shape[0])
+    def forward(
+        self,
+        inputs: Tensor,
+        state: State | None = None,
+        *,
+        last_only: bool = False,
+        shared_from: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """A whole sequence: inputs (B, T, I) -> (B, T, C*N), or (B, C*N) with `last_only`; and the state (B, C, N).
+
+        From step `shared_from` on, the inputs of the first sequence stand for those of all: their drive is computed
+        once. Inputs that need a gradient are taken one by one all the same.
+        """
+        pieces = [inputs]
+        if shared_from is not None and 0 < shared_from < inputs.shape[1] and not inputs.requires_grad:
+            pieces = [inputs[:, :shared_from], inputs[:1, shared_from:]]
+        states = []
+        for piece in pieces:
+            state, states_BTCN = self._run(piece, len(inputs), state, None, "last" if last_only else "states")
+            states.append(states_BTCN)
         assert isinstance(state, Tensor)
-        bias_CN = self.input_map.bias.view(self.ring_shape) + self.bias[:, None]
-        states = ring_recurrence(
+        if last_only:
+            return state.flatten(1), state
+        all_BTCN = states[0] if len(states) == 1 else torch.cat([part for part in states if part is not None], dim=1)
+        assert all_BTCN is not None
+        return all_BTCN.flatten(-2), state
+
+    def read_every_step(self, inputs: Tensor, readout: nn.Module) -> Tensor:
+        """See `Core`; a linear readout is part of the time loop."""
+        if not isinstance(readout, nn.Linear):
+            return super().read_every_step(inputs, readout)
+        weight_OCN = readout.weight.unflatten(1, self.ring_shape)
+        _, read_BTO = self._run(inputs, len(inputs), None, weight_OCN, "readout")
+        assert read_BTO is not None
+        return read_BTO if readout.bias is None else read_BTO + readout.bias
+
+    def _run(
+        self, inputs: Tensor, batch_size: int, state: State | None, readout: Tensor | None, wants: str
+    ) -> Sequence:
+        if state is None:
+            state = self.initial_state(batch_size)
+        assert isinstance(state, Tensor)
+        return ring_recurrence(
             inputs,
             self._input_weight_CNI(),
-            bias_CN,
+            self.input_map.bias.view(self.ring_shape) + self.bias[:, None],
             self.kernel,
             state,
+            readout,
             nonlinearity=self.nonlinearity,
-            last_only=last_only,
+            wants=wants,
             backend=self.recurrence,
+            store_every=self.store_every,
         )
-        return states.flatten(-2), (states if last_only else states[:, -1])
 
     def _input_weight_CNI(self) -> Tensor:
         return self.input_map.weight.view(self.num_channels, self.ring_size, self.input_size)

@@ -12,10 +12,15 @@ from wrnn.checks import whole_number
 
 
 class SequenceBatch(NamedTuple):
-    """Inputs (B, T, I), floating point; targets as the task's objective reads them. Batch first."""
+    """Inputs (B, T, I), floating point; targets as the task's objective reads them. Batch first.
+
+    `shared_from`: the step from which on the inputs are the same for every sequence, if there is one; a core may
+    compute their effect once.
+    """
 
     inputs: Tensor
     targets: Tensor
+    shared_from: int | None = None
 
 
 class BatchStream:

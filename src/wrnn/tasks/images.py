@@ -94,6 +94,11 @@ class ImageTask(Task):
             pixels = self.images["train"].double()
             self._shift_and_scale = (float(pixels.mean()), 1 / float(pixels.std()))
 
+    @property
+    def shared_from(self) -> int | None:
+        """See `SequenceBatch`."""
+        return None
+
     def num_batches(self, split: str) -> int:
         """See `Task`."""
         if split == "train":
@@ -108,7 +113,7 @@ class ImageTask(Task):
             chosen = slice(index * self.eval_batch_size, (index + 1) * self.eval_batch_size)
         shift, scale = self._shift_and_scale
         images = (self.images[split][chosen].float() - shift) * scale
-        return SequenceBatch(self.to_inputs(images, split, epoch, index), self.labels[split][chosen])
+        return SequenceBatch(self.to_inputs(images, split, epoch, index), self.labels[split][chosen], self.shared_from)
 
     def _order(self, epoch: int) -> Tensor:
         if self._cached_order[0] != epoch:

@@ -61,6 +61,11 @@ class NoisyRows(ImageTask):
         """T."""
         return self._sequence_length
 
+    @property
+    def shared_from(self) -> int | None:
+        """32 where a batch has one noise."""
+        return None if self.noise == "per_sample" or self.sequence_length == ROWS else ROWS
+
     def arrange(self, images: Tensor) -> Tensor:
         """(M, 3, 32, 32) -> (M, 32, 96): row by row, each [32 R, 32 G, 32 B]."""
         if images.shape[1:] != (3, 32, 32):

@@ -1,0 +1,199 @@
+"""The recurrences as operators of torch: `wrnn::ring` and `wrnn::dense`, each with one derivative.
+
+torch.compile, meta tensors and graphs see them as one node. Shapes as in functions.py; `kept` is whatever the backend
+wants to find again in its backward. An absent gradient is an empty tensor.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from wrnn.recurrence import cpp, dense as dense_form, rings
+
+_FORMS: dict[str, Any] = {"torch": rings, "cpp": cpp}
+
+
+def choose(backend: str, like: Tensor) -> str:
+    """Return the form that runs rings on tensors like `like`; say once which it is.
+
+    Raises: ValueError for one that cannot run on this device and dtype.
+    """
+    if backend not in ("auto", "cpp"):
+        return backend
+    fits = like.device.type == "cpu" and like.dtype in cpp.DTYPES
+    if not fits and backend == "cpp":
+        raise ValueError(f"recurrence=cpp: runs float32 or float64 on the CPU, not {like.dtype} on {like.device.type}")
+    if not fits:
+        say_once(f"recurrence={backend}: torch, for {like.dtype} on {like.device.type}")
+        return "torch"
+    problem = cpp.problem(like.dtype)
+    if problem:
+        say_once(f"recurrence={backend}: torch, which is slower, because {problem}")
+        return "torch"
+    say_once(f"recurrence={backend}: cpp, vectors of {cpp.vector_bits(like.dtype)} bits")
+    return "cpp"
+
+
+@cache
+def say_once(line: str) -> None:
+    rank_zero_info(line)
+
+
+@torch.library.custom_op("wrnn::ring", mutates_args=())
+def ring(
+    inputs: Tensor,
+    input_weight: Tensor | None,
+    bias: Tensor,
+    kernel: Tensor,
+    state: Tensor,
+    readout: Tensor | None,
+    nonlinearity: str,
+    wants: str,
+    every: int,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the last state, what is wanted of every step, and what the backward needs (every=0: nothing)."""
+    arguments = (inputs, input_weight, bias, kernel, state, readout)
+    return _FORMS[choose(backend, state)].forward(*arguments, nonlinearity, wants, every)
+
+
+@torch.library.custom_op("wrnn::ring_backward", mutates_args=())
+def ring_backward(
+    grad_last: Tensor | None,
+    grad_every_step: Tensor | None,
+    inputs: Tensor,
+    input_weight: Tensor | None,
+    bias: Tensor,
+    kernel: Tensor,
+    state: Tensor,
+    readout: Tensor | None,
+    kept: Tensor,
+    nonlinearity: str,
+    wants: str,
+    every: int,
+    backend: str,
+    needed: list[bool],
+) -> list[Tensor]:
+    """Return the gradients of inputs, input_weight, bias, kernel, state and readout, empty where not needed."""
+    arguments = (inputs, input_weight, bias, kernel, state, readout)
+    found = _FORMS[choose(backend, state)].backward(
+        grad_last, grad_every_step, arguments, kept, nonlinearity, wants, every, needed
+    )
+    return [inputs.new_empty(0) if gradient is None else gradient for gradient in found]
+
+
+@ring.register_fake
+def _(inputs, input_weight, bias, kernel, state, readout, nonlinearity, wants, every, backend):  # type: ignore[no-untyped-def]
+    batch, steps = state.shape[0], inputs.shape[1]
+    shape: tuple[int, ...] = {"states": (batch, steps, *bias.shape), "last": (0,)}.get(wants, ())
+    if wants == "readout":
+        shape = (batch, steps, readout.shape[0])
+    kept = (
+        _FORMS[choose(backend, state)].kept_numel(inputs, bias, kernel, state, every)
+        if every and wants != "states"
+        else 0
+    )
+    return torch.empty_like(state, memory_format=torch.contiguous_format), state.new_empty(shape), state.new_empty(kept)
+
+
+@ring_backward.register_fake
+def _(grad_last, grad_every_step, *rest):  # type: ignore[no-untyped-def]
+    *tensors, _kept, _nonlinearity, _wants, _every, _backend, needed = rest
+    return [
+        inputs_like.new_empty(inputs_like.shape if need else 0)
+        for inputs_like, need in ((t if t is not None else tensors[0], need) for t, need in zip(tensors, needed))
+    ]
+
+
+def _keep_ring(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, nonlinearity, wants, every, backend = inputs
+    ctx.set_materialize_grads(False)
+    ctx.options = (nonlinearity, wants, every, backend)
+    ctx.save_for_backward(*tensors, output[1] if wants == "states" else output[2])
+
+
+def _ring_gradients(ctx: Any, grad_last: Tensor | None, grad_every_step: Tensor | None, _: Any) -> tuple[Any, ...]:
+    *tensors, kept = ctx.saved_tensors  # refuses states that were changed in place
+    if ctx.options[1] == "last":
+        grad_every_step = None  # of an empty tensor
+    needed = [tensor is not None and need for tensor, need in zip(tensors, ctx.needs_input_grad[:6], strict=True)]
+    if grad_last is None and grad_every_step is None:
+        return (None,) * 10
+    found = ring_backward(grad_last, grad_every_step, *tensors, kept, *ctx.options, needed)
+    return *(gradient if need else None for gradient, need in zip(found, needed, strict=True)), None, None, None, None
+
+
+ring.register_autograd(_ring_gradients, setup_context=_keep_ring)
+
+
+@torch.library.custom_op("wrnn::dense", mutates_args=())
+def dense(
+    inputs: Tensor,
+    input_weight: Tensor | None,
+    bias: Tensor,
+    weight: Tensor,
+    state: Tensor,
+    nonlinearity: str,
+    wants: str,
+) -> tuple[Tensor, Tensor]:
+    """Return the last state (B, N) and all, the initial one first (T + 1, B, N)."""
+    return dense_form.forward(inputs, input_weight, bias, weight, state, nonlinearity)
+
+
+@torch.library.custom_op("wrnn::dense_backward", mutates_args=())
+def dense_backward(
+    grad_last: Tensor | None,
+    grad_states: Tensor | None,
+    inputs: Tensor,
+    input_weight: Tensor | None,
+    weight: Tensor,
+    states: Tensor,
+    nonlinearity: str,
+    needed: list[bool],
+) -> list[Tensor]:
+    """Return the gradients of inputs, input_weight, bias, weight and state, empty where not needed."""
+    found = dense_form.backward(grad_last, grad_states, inputs, input_weight, weight, states, nonlinearity, needed)
+    return [inputs.new_empty(0) if gradient is None else gradient for gradient in found]
+
+
+@dense.register_fake
+def _(inputs, input_weight, bias, weight, state, nonlinearity, wants):  # type: ignore[no-untyped-def]
+    return state.new_empty(state.shape), state.new_empty(inputs.shape[1] + 1, *state.shape)
+
+
+@dense_backward.register_fake
+def _(grad_last, grad_states, inputs, input_weight, weight, states, nonlinearity, needed):  # type: ignore[no-untyped-def]
+    shapes = (inputs.shape, () if input_weight is None else input_weight.shape, weight.shape[:1], weight.shape)
+    return [
+        inputs.new_empty(shape if need else 0) for shape, need in zip((*shapes, states.shape[1:]), needed, strict=True)
+    ]
+
+
+def _keep_dense(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    sequence, input_weight, _, weight, _, nonlinearity, _ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.nonlinearity = nonlinearity
+    ctx.save_for_backward(sequence, input_weight, weight, output[1])
+
+
+def _dense_gradients(ctx: Any, grad_last: Tensor | None, grad_states: Tensor | None) -> tuple[Any, ...]:
+    inputs, input_weight, weight, states = ctx.saved_tensors
+    needed = list(ctx.needs_input_grad[:5])
+    if grad_last is None and grad_states is None:
+        return (None,) * 7
+    found = dense_backward(grad_last, grad_states, inputs, input_weight, weight, states, ctx.nonlinearity, needed)
+    return *(gradient if need else None for gradient, need in zip(found, needed, strict=True)), None, None
+
+
+dense.register_autograd(_dense_gradients, setup_context=_keep_dense)
+
+
+def _refuse(ctx: Any, *_: Any) -> None:
+    raise RuntimeError("the recurrence has no second derivative on this backend; recurrence=reference has")
+
+
+for _operator in (ring_backward, dense_backward):
+    _operator.register_autograd(_refuse)
