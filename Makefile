@@ -4,7 +4,7 @@ VENV := .venv
 IN := $(VENV)/bin/
 ARGS ?=
 
-.PHONY: help install format lint typecheck test test-all smoke train sweep bench clean
+.PHONY: help install format lint typecheck test test-all smoke train sweep bench bench-quick clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,8 +42,11 @@ train: install  ## a first look: a Wave-RNN learns psMNIST, within ten minutes o
 sweep: install  ## three seeds of a small copy task
 	$(IN)python src/train.py task=copy sweep=seeds trainer.max_steps=500 $(ARGS)
 
-bench: install  ## the paper's loop against ours, on this machine
-	$(IN)python src/bench.py $(ARGS)
+bench: install  ## the paper's loop against ours at the sizes of all tasks; writes results/bench/
+	$(IN)python src/bench.py --output results/bench/cpu.json $(ARGS)
+
+bench-quick: install  ## the same in about a minute: psMNIST and copy
+	$(IN)python src/bench.py --model wrnn --task psmnist copy100 --variant released torch cpp --repeats 2 $(ARGS)
 
 clean:  ## remove the environment and caches; runs and data stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache src/*.egg-info

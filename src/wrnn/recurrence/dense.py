@@ -74,7 +74,6 @@ def backward(
     if need_weight:
         found[3] = gradients_MN.t() @ states_SBN[:-1].view(-1, neurons)
     if need_state:
-        found[4] = gradients[0] @ weight
-    if grad_states is not None and need_state:
-        found[4] = found[4] + grad_states[0]
+        to_state = gradients[0] @ weight
+        found[4] = to_state if grad_states is None else to_state + grad_states[0]
     return found

@@ -84,16 +84,18 @@ def ring_recurrence(
     one_of("backend", backend, BACKENDS)
     _check_ring(inputs, input_weight, bias, kernel, state, readout)
     shares = inputs.shape[0] < state.shape[0]
-    tensors = _promote(inputs, input_weight, bias, kernel, state, readout)
+    dtype = _promoted(inputs, input_weight, bias, kernel, state, readout)
     with torch.autocast(inputs.device.type, enabled=False):
-        inputs, input_weight, bias, kernel, state, readout = tensors
-        assert inputs is not None and bias is not None and kernel is not None and state is not None
+        inputs, bias, kernel, state = inputs.to(dtype), bias.to(dtype), kernel.to(dtype), state.to(dtype)
+        input_weight = None if input_weight is None else input_weight.to(dtype)
+        readout = None if readout is None else readout.to(dtype)
         if backend == "reference":
             arguments = (inputs, input_weight, bias, kernel, state, readout)
             return Sequence(*reference.run(*arguments, nonlinearity, wants))
         if input_weight is not None and (shares or _drive_is_cheap(inputs, state)):
             inputs, input_weight = inputs @ input_weight.flatten(0, 1).mT, None  # one product for all steps
-        keeps = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        tensors = (inputs, input_weight, bias, kernel, state, readout)
+        keeps = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
         every = _store_every(store_every, inputs, state) if keeps and wants != "states" else int(keeps)
         last, every_step, _ = ops.ring(
             inputs, input_weight, bias, kernel, state, readout, nonlinearity, wants, every, backend
@@ -124,8 +126,9 @@ def dense_recurrence(
     one_of("backend", backend, BACKENDS)
     _check_dense(inputs, input_weight, bias, weight, state)
     with torch.autocast(inputs.device.type, enabled=False):
-        inputs, input_weight, bias, weight, state, _ = _promote(inputs, input_weight, bias, weight, state, None)
-        assert inputs is not None and bias is not None and weight is not None and state is not None
+        dtype = _promoted(inputs, input_weight, bias, weight, state)
+        inputs, bias, weight, state = inputs.to(dtype), bias.to(dtype), weight.to(dtype), state.to(dtype)
+        input_weight = None if input_weight is None else input_weight.to(dtype)
         if backend == "reference":
             column = (bias.unsqueeze(-1), weight.unsqueeze(-1), state.unsqueeze(-1))
             weight_N1I = None if input_weight is None else input_weight.unsqueeze(1)
@@ -166,12 +169,11 @@ def _store_every(store_every: int | None, inputs: Tensor, state: Tensor) -> int:
     return every
 
 
-def _promote(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    dtype = None
+def _promoted(first: Tensor, *tensors: Tensor | None) -> torch.dtype:
+    dtype = first.dtype
     for tensor in tensors:
-        if tensor is not None:
-            dtype = tensor.dtype if dtype is None else torch.promote_types(dtype, tensor.dtype)
-    return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
+        dtype = dtype if tensor is None else torch.promote_types(dtype, tensor.dtype)
+    return dtype
 
 
 def _check_ring(

@@ -277,6 +277,53 @@ template <int M, int V> __attribute__((noinline)) void compute(const Tile &tile)
     EACH_SUM store(to + m * stride + v * LANES, sums[m][v]);
 }
 
+// The kernel's gradient: sums[m][i] += sum over steps and ring of gradient_m * (before + offset[i]), M x R of them.
+struct Correlation {
+    const real *gradient;  // of the first of M channels, after the first step
+    const real *before;    // the activities one step earlier
+    const size *offset;
+    real *sums;
+    size steps, slot, stride, whole;  // whole: numbers of a row in vectors without padding
+    bool has_tail;
+    vec tail;
+};
+
+template <int M> __attribute__((noinline)) void correlate(const Correlation &task) {
+    constexpr int R = ROWS_AT_ONCE;
+    vec sums[M][R];
+    real *const to = task.sums;
+    const size stride = task.stride;
+#define EACH_PRODUCT _Pragma("GCC unroll 8") for (int m = 0; m < M; ++m) _Pragma("GCC unroll 8") for (int i = 0; i < R; ++i)
+    EACH_PRODUCT sums[m][i] = load(to + (m * R + i) * LANES);
+    const real *x[R];
+#pragma GCC unroll 8
+    for (int i = 0; i < R; ++i) x[i] = task.before + task.offset[i];
+    const real *g = task.gradient;
+    for (size step = 0; step < task.steps; ++step) {
+        for (size v = 0; v < task.whole; v += LANES) {
+            vec h[R];
+#pragma GCC unroll 8
+            for (int i = 0; i < R; ++i) {
+                h[i] = load(x[i] + v);
+                IN_REGISTER(h[i]);
+            }
+#pragma GCC unroll 8
+            for (int m = 0; m < M; ++m) {
+                vec d = load(g + m * stride + v);
+                IN_REGISTER(d);
+#pragma GCC unroll 8
+                for (int i = 0; i < R; ++i) sums[m][i] += d * h[i];
+            }
+        }
+        if (task.has_tail)  // the halo stands behind the last neuron
+            EACH_PRODUCT sums[m][i] += load(g + m * stride + task.whole) * task.tail * load(x[i] + task.whole);
+        g += task.slot;
+#pragma GCC unroll 8
+        for (int i = 0; i < R; ++i) x[i] += task.slot;
+    }
+    EACH_PRODUCT store(to + (m * R + i) * LANES, sums[m][i]);
+}
+
 struct Plan {
     const Call &call;
     size C, N, K, I, O, T, half, vectors, width, stride, slot, rows, origin, chunk;
@@ -500,10 +547,11 @@ struct BackwardWorker : Worker {
     Array<real> activities;  // (segment + 1) slots: before the segment, then after each of its steps
     Array<real> gradients;   // chunk slots: the gradient before the nonlinearity
     Array<real> factors, state_gradient;
+    Array<double> totals;
     std::vector<size> slots;
     explicit BackwardWorker(const Plan &plan, size segment)
         : Worker(plan), segment(segment), activities((segment + 1) * plan.slot), gradients(plan.chunk * plan.slot),
-          factors(plan.chunk * MAX_M), state_gradient(plan.slot) {
+          factors(plan.chunk * MAX_M), state_gradient(plan.slot), totals(plan.width) {
         for (size s = 0; s < plan.chunk; ++s) slots.push_back(s * plan.slot);
     }
 
@@ -574,44 +622,6 @@ struct BackwardWorker : Worker {
         }
     }
 
-    // The kernel's gradient: products of gradients (of `steps` steps) and of the activities one step earlier.
-    template <int M> void correlate(real *sums, size first, const real *before, size steps) {
-        constexpr int R = ROWS_AT_ONCE;
-        const size rows = size(plan.gradient_offsets.size());
-        for (size r = 0; r < rows; r += R, sums += M * R * LANES) {
-            vec s[M][R];
-            for (int m = 0; m < M; ++m)
-                for (int i = 0; i < R; ++i) s[m][i] = load(sums + (m * R + i) * LANES);
-            const real *x[R];
-            for (int i = 0; i < R; ++i) x[i] = before + plan.origin + plan.gradient_offsets[r + i];
-            const real *g = gradients + plan.origin + first * plan.stride;
-            for (size step = 0; step < steps; ++step) {
-                const size whole = plan.direct ? plan.width : plan.width - LANES;
-                for (size v = 0; v < whole; v += LANES) {
-                    vec h[R];
-                    for (int i = 0; i < R; ++i) {
-                        h[i] = load(x[i] + v);
-                        IN_REGISTER(h[i]);
-                    }
-                    for (int m = 0; m < M; ++m) {
-                        vec d = load(g + m * plan.stride + v);
-                        IN_REGISTER(d);
-                        for (int i = 0; i < R; ++i) s[m][i] += d * h[i];
-                    }
-                }
-                if (!plan.direct)  // the halo stands behind the last neuron
-                    for (int m = 0; m < M; ++m) {
-                        const vec d = load(g + m * plan.stride + whole) * plan.tail;
-                        for (int i = 0; i < R; ++i) s[m][i] += d * load(x[i] + whole);
-                    }
-                g += plan.slot;
-                for (int i = 0; i < R; ++i) x[i] += plan.slot;
-            }
-            for (int m = 0; m < M; ++m)
-                for (int i = 0; i < R; ++i) store(sums + (m * R + i) * LANES, s[m][i]);
-        }
-    }
-
     // Steps [start, stop) of sample b, a chunk of the segment that starts at `segment_start`.
     void chunk(size b, size segment_start, size start, size stop, real *carry, Sums &sums, real *shared,
                size shared_start) {
@@ -624,15 +634,20 @@ struct BackwardWorker : Worker {
         std::memcpy(carry, gradients, plan.slot * sizeof(real));
         const real *before = activity(start - segment_start - 1);
         if (call.grad_kernel) {
-            real *to = sums.kernel;
+            Correlation task{nullptr, before + plan.origin, nullptr, sums.kernel, steps, plan.slot, plan.stride,
+                             plan.direct ? plan.width : plan.width - LANES, !plan.direct, plan.tail};
             for (const Block &block : plan.channel_blocks) {
-                switch (block.count) {
-                    case 1: correlate<1>(to, block.start, before, steps); break;
-                    case 2: correlate<2>(to, block.start, before, steps); break;
-                    case 3: correlate<3>(to, block.start, before, steps); break;
-                    case 4: correlate<4>(to, block.start, before, steps); break;
+                task.gradient = gradients + plan.origin + block.start * plan.stride;
+                for (size r = 0; r < size(plan.gradient_offsets.size()); r += ROWS_AT_ONCE) {
+                    task.offset = plan.gradient_offsets.data() + r;
+                    switch (block.count) {
+                        case 1: correlate<1>(task); break;
+                        case 2: correlate<2>(task); break;
+                        case 3: correlate<3>(task); break;
+                        case 4: correlate<4>(task); break;
+                    }
+                    task.sums += block.count * ROWS_AT_ONCE * LANES;
                 }
-                to += block.count * size(plan.gradient_offsets.size()) * LANES;
             }
         }
         add_rows(sums.input_rows, sums.inputs(), gradients, steps,
@@ -671,7 +686,7 @@ void run_backward(const Call &call) {
     const size B = call.batch, T = call.steps, unit = plan.C * plan.N, padded = plan.C * plan.width;
     const size groups = std::min(B, GROUPS), segment = call.every == 1 ? plan.chunk : std::min(call.every, T);
     const bool shares = call.grad_drive && call.shared;
-    const size span = shares ? std::min(T, (32 + segment - 1) / segment * segment) : (T + segment - 1) / segment * segment;
+    const size span = shares ? std::min(T, (16 + segment - 1) / segment * segment) : (T + segment - 1) / segment * segment;
     std::vector<std::unique_ptr<Sums>> sums;
     for (size g = 0; g < groups; ++g) sums.emplace_back(new Sums(plan));
     Array<real> carries(B * plan.slot), shared(shares ? groups * span * padded : 0);
@@ -702,13 +717,15 @@ void run_backward(const Call &call) {
             if (shares) {
 #pragma omp for schedule(static)
                 for (size t = span_start; t < span_stop; ++t)
-                    for (size c = 0; c < plan.C; ++c)
-                        for (size n = 0; n < plan.N; ++n) {
-                            double sum = 0;
-                            for (size g = 0; g < groups; ++g)
-                                sum += shared[(g * span + t - span_start) * padded + c * plan.width + n];
-                            call.grad_drive[t * unit + c * plan.N + n] = real(sum);
+                    for (size c = 0; c < plan.C; ++c) {
+                        double *totals = worker.totals;
+                        std::fill(totals, totals + plan.N, 0.0);
+                        for (size g = 0; g < groups; ++g) {
+                            const real *row = shared + ((g * span + t - span_start) * plan.C + c) * plan.width;
+                            for (size n = 0; n < plan.N; ++n) totals[n] += row[n];
                         }
+                        std::copy(totals, totals + plan.N, call.grad_drive + (t * plan.C + c) * plan.N);
+                    }
             }
         }
     }

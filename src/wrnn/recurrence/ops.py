@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from wrnn.recurrence import cpp, dense as dense_form, rings
+from wrnn.recurrence import cpp, rings
+from wrnn.recurrence import dense as dense_form
 
 _FORMS: dict[str, Any] = {"torch": rings, "cpp": cpp}
 
@@ -39,6 +40,7 @@ def choose(backend: str, like: Tensor) -> str:
 
 @cache
 def say_once(line: str) -> None:
+    """Print a line for the user, on the first process only, and never twice."""
     rank_zero_info(line)
 
 
@@ -101,10 +103,10 @@ def _(inputs, input_weight, bias, kernel, state, readout, nonlinearity, wants, e
 
 @ring_backward.register_fake
 def _(grad_last, grad_every_step, *rest):  # type: ignore[no-untyped-def]
-    *tensors, _kept, _nonlinearity, _wants, _every, _backend, needed = rest
+    tensors, needed = rest[:6], rest[-1]
     return [
-        inputs_like.new_empty(inputs_like.shape if need else 0)
-        for inputs_like, need in ((t if t is not None else tensors[0], need) for t, need in zip(tensors, needed))
+        tensors[0].new_empty(0) if tensor is None or not need else tensor.new_empty(tensor.shape)
+        for tensor, need in zip(tensors, needed, strict=True)
     ]
 
 

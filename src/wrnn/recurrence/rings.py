@@ -139,7 +139,9 @@ class _Gradients:
             self.weight_MI = inputs.new_zeros(rows, features) if few else inputs.new_zeros(features, rows).t()
         self.bias_M = inputs.new_zeros(rows) if need_bias else None
         self.kernel_NCD = inputs.new_zeros(layout.neurons, layout.channels, depth) if need_kernel else None
-        self.readout_OM = torch.zeros_like(layout.readout_OM) if need_readout else None
+        self.readout_OM = None
+        if need_readout and layout.readout_OM is not None:
+            self.readout_OM = torch.zeros_like(layout.readout_OM)
 
     def add(self, step: int, gradient_NCB: Tensor, windows_NDB: Tensor) -> None:
         """Add the share of one step: its gradient before the nonlinearity and the windows of the state before it."""
