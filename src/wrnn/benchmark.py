@@ -1,7 +1,7 @@
 """Time of a training step (forward and backward, no optimizer): the loop of the released code against ours.
 
 Variants, all with the same weights, batch and loss:
-- `released`: the loop restated from the description of the authors' code (Keller et al. 2024): per time step `nn.Linear`
+- `released`: the loop restated from the description of the authors' code (Keller et al. 2024): each step `nn.Linear`
   for the input and circular `nn.Conv1d` (wRNN) or `nn.Linear` (iRNN) for the recurrence, ReLU, ordinary autograd. It
   records nothing, so it is the released code at its fastest.
 - `eager`: what a user would write instead, the padding by hand and one input product for all steps.
@@ -62,7 +62,8 @@ class ReleasedLoop(nn.Module):
 
     def __init__(self, core: TravelingWaveRNN | IdentityRNN, last_only: bool, compiled: bool = False) -> None:
         super().__init__()
-        self.shape, self.last_only = core.ring_shape or (core.output_size,), last_only
+        self.shape: tuple[int, ...] = core.ring_shape or (core.output_size,)
+        self.last_only = last_only
         self.input_map = nn.Linear(core.input_size, core.output_size)
         self.input_map.load_state_dict(core.input_map.state_dict())
         if isinstance(core, TravelingWaveRNN):
@@ -94,13 +95,14 @@ class EagerLoop(ReleasedLoop):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """As `ReleasedLoop`."""
-        weight, bias, own = self.input_map.weight, self.input_map.bias, self.recurrence
-        ring = isinstance(own, nn.Conv1d)
-        drive = F.linear(inputs, weight, (bias.view(*self.shape) + (own.bias[:, None] if ring else own.bias)).flatten())
+        own = self.recurrence
+        assert isinstance(own, nn.Conv1d | nn.Linear) and own.bias is not None
+        bias = self.input_map.bias.view(self.shape) + (own.bias[:, None] if isinstance(own, nn.Conv1d) else own.bias)
+        drive = F.linear(inputs, self.input_map.weight, bias.flatten())
         state, states = inputs.new_zeros(len(inputs), *self.shape), []
         for drive_BN in drive.unbind(1):
-            if ring:
-                half = own.weight.shape[-1] // 2
+            if isinstance(own, nn.Conv1d):
+                half = own.kernel_size[0] // 2
                 around = F.conv1d(torch.cat([state[..., -half:], state, state[..., :half]], -1), own.weight)
             else:
                 around = F.linear(state, own.weight)
@@ -225,9 +227,8 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     }
     print(f"torch {facts['torch']}, {facts['threads']} threads, {facts['cpu']}, peak {peak:.0f} GFLOP/s")
     print(f"one training step without optimizer, median of {options.repeats}; ratio: of the released loop's time")
-    print(
-        f"{'model':6} {'task':10} {'variant':9} {'batch':>5} {'steps':>5} {'ms':>7} {'ratio':>6} {'GFLOP/s':>8} {'of peak':>8}"
-    )
+    heads = f"{'batch':>5} {'steps':>5} {'ms':>7} {'ratio':>6} {'GFLOP/s':>8} {'of peak':>8}"
+    print(f"{'model':6} {'task':10} {'variant':9} {heads}")
     schema.register()
     rows: list[Row] = []
     with initialize_config_dir(str(CONF), version_base="1.3"):
