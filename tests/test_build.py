@@ -1,14 +1,17 @@
 """Compiling the kernel at first use: whatever is wrong, training goes on and one line says what happened."""
 
 import os
+import platform
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from wrnn.recurrence import cpp
+from test_recurrence import distance, outcome, ring_arguments
+from wrnn.recurrence import cpp, ring_recurrence
 
 SCRIPT = """
 import torch
@@ -94,3 +97,25 @@ def test_the_file_of_another_cpu_is_not_taken(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(cpp, "_cpu", lambda: "another machine")
     cpp._load_or_build("float")
     assert len({path.name.split("-")[1] for path in tmp_path.glob("*.so")}) == 2
+
+
+@pytest.mark.parametrize("level", ["x86-64", "x86-64-v3"])
+def test_narrower_vectors_compute_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str) -> None:
+    if platform.machine() != "x86_64":
+        pytest.skip("names of this test are those of x86-64")
+    monkeypatch.setenv("WRNN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(cpp, "FLAGS", tuple(flag.replace("native", level) for flag in cpp.FLAGS))
+    monkeypatch.setattr(cpp, "_LIBRARIES", {})
+    arguments = ring_arguments(3, 20, 2, 7, 21, 5, outputs=3)
+    found = outcome(ring_recurrence, arguments, "readout", backend="cpp", nonlinearity="tanh")
+    truth = outcome(ring_recurrence, arguments, "readout", backend="reference", nonlinearity="tanh")
+    assert cpp.vector_bits(torch.float64) == {"x86-64": 128, "x86-64-v3": 256}[level]
+    assert all(distance(a, b) < 1e-12 for a, b in zip(found, truth, strict=True))
+
+
+def test_wider_vectors_compile(tmp_path: Path) -> None:
+    """AVX-512: compiled only, because the machine may not have it."""
+    if platform.machine() != "x86_64":
+        pytest.skip("names of this test are those of x86-64")
+    flags = [flag.replace("native", "x86-64-v4") for flag in cpp.FLAGS]
+    cpp._compile([cpp._compiler()[0], *flags, "-Wall", "-Wextra", "-Werror", "-DREAL=float", str(cpp.SOURCE)], tmp_path)

@@ -240,6 +240,18 @@ def test_a_nan_is_not_hidden(backend, nonlinearity):
     assert all(value.isnan().any() for value in (found[0], found[4]))
 
 
+@pytest.mark.parametrize("backend", FAST)
+def test_nothing_grows_behind_the_ring(backend):
+    """The ring is silent from the first step on; what a kernel of sum 9 would do beside it must not be seen."""
+    kernel = torch.full((1, 1, 3), 3.0, requires_grad=True)
+    readout = torch.ones(2, 1, 9, requires_grad=True)
+    silent = torch.zeros(1, 300, 1), torch.ones(1, 9, 1), torch.full((1, 9), -10.0), kernel, torch.full((1, 1, 9), 0.1)
+    read = ring_recurrence(*silent, readout, wants="readout", backend=backend).every_step
+    assert torch.equal(read, torch.zeros_like(read))
+    read.sum().backward()
+    assert torch.equal(kernel.grad, torch.zeros_like(kernel)) and torch.equal(readout.grad, torch.zeros_like(readout))
+
+
 def test_tanh_of_the_kernel():
     """One step without weights is tanh of the drive: relative error below 3e-7 from 1e-6 to 50."""
     values = torch.cat([torch.logspace(-6, 1.7, 4000), torch.tensor([0.0, 0.624, 0.6251, 9.0, 88.0, 1e30])])

@@ -106,6 +106,8 @@ inline size thread_number() {
 #endif
 }
 
+inline vec squared(vec x) { return x * x; }
+
 inline real total(vec x) {
     real sum = 0;
     for (int lane = 0; lane < LANES; ++lane) sum += x[lane];
@@ -250,9 +252,11 @@ struct Tile {
     size epilogue;
     real *to;
     size rows, width, stride;
+    const mask *tail;  // the neurons in the last vector, null where all are
 };
 
-#define EACH_SUM _Pragma("GCC unroll 8") for (int m = 0; m < M; ++m) _Pragma("GCC unroll 8") for (int v = 0; v < V; ++v)
+#define UNROLLED _Pragma("GCC unroll 8")
+#define EACH_SUM UNROLLED for (int m = 0; m < M; ++m) UNROLLED for (int v = 0; v < V; ++v)
 
 template <int M, int V> __attribute__((noinline)) void compute(const Tile &tile) {
     vec sums[M][V];
@@ -272,8 +276,10 @@ template <int M, int V> __attribute__((noinline)) void compute(const Tile &tile)
         case RELU: EACH_SUM sums[m][v] = sums[m][v] < 0 ? vec{} : sums[m][v]; break;
         case TANH: EACH_SUM sums[m][v] = tanh_of(sums[m][v]); break;
         case GATE_RELU: EACH_SUM sums[m][v] = load(gate + m * stride + v * LANES) <= 0 ? vec{} : sums[m][v]; break;
-        case GATE_TANH: EACH_SUM { const vec h = load(gate + m * stride + v * LANES); sums[m][v] *= 1 - h * h; } break;
+        case GATE_TANH: EACH_SUM sums[m][v] *= 1 - squared(load(gate + m * stride + v * LANES)); break;
     }
+    if (tile.tail)  // what stands behind the ring must not grow
+        UNROLLED for (int m = 0; m < M; ++m) sums[m][V - 1] = *tile.tail ? sums[m][V - 1] : vec{};
     EACH_SUM store(to + m * stride + v * LANES, sums[m][v]);
 }
 
@@ -284,8 +290,7 @@ struct Correlation {
     const size *offset;
     real *sums;
     size steps, slot, stride, whole;  // whole: numbers of a row in vectors without padding
-    bool has_tail;
-    vec tail;
+    const mask *tail;
 };
 
 template <int M> __attribute__((noinline)) void correlate(const Correlation &task) {
@@ -293,7 +298,7 @@ template <int M> __attribute__((noinline)) void correlate(const Correlation &tas
     vec sums[M][R];
     real *const to = task.sums;
     const size stride = task.stride;
-#define EACH_PRODUCT _Pragma("GCC unroll 8") for (int m = 0; m < M; ++m) _Pragma("GCC unroll 8") for (int i = 0; i < R; ++i)
+#define EACH_PRODUCT UNROLLED for (int m = 0; m < M; ++m) UNROLLED for (int i = 0; i < R; ++i)
     EACH_PRODUCT sums[m][i] = load(to + (m * R + i) * LANES);
     const real *x[R];
 #pragma GCC unroll 8
@@ -315,8 +320,11 @@ template <int M> __attribute__((noinline)) void correlate(const Correlation &tas
                 for (int i = 0; i < R; ++i) sums[m][i] += d * h[i];
             }
         }
-        if (task.has_tail)  // the halo stands behind the last neuron
-            EACH_PRODUCT sums[m][i] += load(g + m * stride + task.whole) * task.tail * load(x[i] + task.whole);
+        if (task.tail)  // the halo stands behind the last neuron
+            EACH_PRODUCT {
+                const vec d = load(g + m * stride + task.whole);
+                sums[m][i] += (*task.tail ? d : vec{}) * load(x[i] + task.whole);
+            }
         g += task.slot;
 #pragma GCC unroll 8
         for (int i = 0; i < R; ++i) x[i] += task.slot;
@@ -328,7 +336,7 @@ struct Plan {
     const Call &call;
     size C, N, K, I, O, T, half, vectors, width, stride, slot, rows, origin, chunk;
     bool direct;    // rows of N numbers are whole vectors
-    vec tail;       // 1 in the lanes of the last vector that are neurons
+    mask tail;      // the lanes of the last vector that are neurons
     std::vector<Block> channel_blocks, row_blocks;
     std::vector<std::vector<Block>> vector_blocks;  // for each number of channels in a block
     std::vector<size> forward_offsets, backward_offsets, gradient_offsets;
@@ -344,7 +352,7 @@ struct Plan {
         slot = origin + C * stride;
         rows = C * K;
         direct = N == width;
-        for (int lane = 0; lane < LANES; ++lane) tail[lane] = width - LANES + lane < N;
+        for (int lane = 0; lane < LANES; ++lane) tail[lane] = width - LANES + lane < N ? -1 : 0;
         chunk = std::min<size>(T, std::max<size>(1, std::min<size>(16, 1024 / width)));
         channel_blocks = split(C, MAX_M);
         vector_blocks.resize(MAX_M + 1);
@@ -368,7 +376,8 @@ struct Plan {
         if (call.x) input_weight = Array<real>(I * C * width);
         for (size i = 0; call.x && i < I; ++i)
             for (size c = 0; c < C; ++c)
-                for (size n = 0; n < N; ++n) input_weight[(i * C + c) * width + n] = call.input_weight[(c * N + n) * I + i];
+                for (size n = 0; n < N; ++n)
+                    input_weight[(i * C + c) * width + n] = call.input_weight[(c * N + n) * I + i];
         if (call.readout) readout = padded(call.readout, O);
     }
 
@@ -413,9 +422,11 @@ struct Plan {
             for (const Block &block : channel_blocks) {
                 const size first = origin + block.start * stride;
                 const size x = part.start * LANES, at = first + x;
+                const bool last = !direct && part.start + part.count == vectors;
                 const Tile tile{step.from ? step.from + origin + x : nullptr, step.offsets, weights,
-                    step.start + block.start * width + x, block.start * width + x, step.terms, step.num_terms,
-                    step.gate ? step.gate + at : nullptr, step.epilogue, step.to + at, step.from ? rows : 0, width, stride};
+                                step.start + block.start * width + x, block.start * width + x, step.terms,
+                                step.num_terms, step.gate ? step.gate + at : nullptr, step.epilogue, step.to + at,
+                                step.from ? rows : 0, width, stride, last ? &tail : nullptr};
                 with_tile(block.count, part.count, [&](auto m, auto v) { compute<m, v>(tile); });
                 weights += rows * block.count;
             }
@@ -520,7 +531,9 @@ struct Sums {
         input_rows(inputs() * rows_numel), readout_rows(outputs() * rows_numel), kernel_sum(kernel_numel),
         input_sum(inputs() * rows_numel), readout_sum(outputs() * rows_numel) {}
 
-    size inputs() const { return plan.call.grad_input_weight ? plan.I + 1 : plan.call.grad_bias ? 1 : 0; }  // bias first
+    size inputs() const {  // the bias first
+        return plan.call.grad_input_weight ? plan.I + 1 : plan.call.grad_bias ? 1 : 0;
+    }
     size outputs() const { return plan.call.grad_readout ? plan.O : 0; }
 
     void finish_sample() {
@@ -635,7 +648,7 @@ struct BackwardWorker : Worker {
         const real *before = activity(start - segment_start - 1);
         if (call.grad_kernel) {
             Correlation task{nullptr, before + plan.origin, nullptr, sums.kernel, steps, plan.slot, plan.stride,
-                             plan.direct ? plan.width : plan.width - LANES, !plan.direct, plan.tail};
+                             plan.direct ? plan.width : plan.width - LANES, plan.direct ? nullptr : &plan.tail};
             for (const Block &block : plan.channel_blocks) {
                 task.gradient = gradients + plan.origin + block.start * plan.stride;
                 for (size r = 0; r < size(plan.gradient_offsets.size()); r += ROWS_AT_ONCE) {
@@ -686,7 +699,8 @@ void run_backward(const Call &call) {
     const size B = call.batch, T = call.steps, unit = plan.C * plan.N, padded = plan.C * plan.width;
     const size groups = std::min(B, GROUPS), segment = call.every == 1 ? plan.chunk : std::min(call.every, T);
     const bool shares = call.grad_drive && call.shared;
-    const size span = shares ? std::min(T, (16 + segment - 1) / segment * segment) : (T + segment - 1) / segment * segment;
+    const size segments = ((shares ? std::min<size>(T, 16) : T) + segment - 1) / segment;
+    const size span = segments * segment;  // steps between two sums over the samples
     std::vector<std::unique_ptr<Sums>> sums;
     for (size g = 0; g < groups; ++g) sums.emplace_back(new Sums(plan));
     Array<real> carries(B * plan.slot), shared(shares ? groups * span * padded : 0);
@@ -703,7 +717,8 @@ void run_backward(const Call &call) {
                 if (shares) std::memset(group_shared, 0, span * padded * sizeof(real));
                 for (size b = B * g / groups; b < B * (g + 1) / groups; ++b) {
                     real *carry = carries + b * plan.slot;
-                    for (size s = span_start + (span_stop - 1 - span_start) / segment * segment; s >= span_start; s -= segment) {
+                    size s = span_start + (span_stop - 1 - span_start) / segment * segment;
+                    for (; s >= span_start; s -= segment) {
                         const size segment_stop = std::min(T, s + segment);
                         worker.bring_activities(b, s, segment_stop);
                         for (size c = s + (segment_stop - 1 - s) / plan.chunk * plan.chunk; c >= s; c -= plan.chunk)
@@ -752,7 +767,8 @@ void run_backward(const Call &call) {
                     call.grad_input_weight[(c * plan.N + n) * plan.I + i] = real(from[(i + 1) * padded]);
             if (call.grad_readout)
                 for (size o = 0; o < plan.O; ++o)
-                    call.grad_readout[o * unit + c * plan.N + n] = real(first.readout_sum[o * padded + c * plan.width + n]);
+                    call.grad_readout[o * unit + c * plan.N + n] =
+                        real(first.readout_sum[o * padded + c * plan.width + n]);
         }
 }
 
