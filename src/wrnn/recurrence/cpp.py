@@ -19,10 +19,10 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from wrnn.recurrence.buffers import borrow
+from wrnn.recurrence.notices import say_once
 
 DTYPES = {torch.float32: "float", torch.float64: "double"}
 SOURCE = Path(__file__).with_name("kernel.cpp")
@@ -188,13 +188,13 @@ def _load_or_build(real: str) -> ctypes.CDLL:
     for path in sorted(folder.glob(f"kernel-{key}-*.so")) if folder.is_dir() else []:
         if _digest(path) == path.stem.rsplit("-", 1)[-1]:
             return _load(path)
-        rank_zero_info(f"recurrence: {path} is damaged; compiling anew")
+        say_once(f"recurrence: {path} is damaged; compiling anew")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as aside:
             return _load(_keep(_compile(command, Path(aside)), folder, key))
     except OSError as error:
-        rank_zero_info(f"recurrence: {folder} cannot be written ({error.strerror}); compiling for this run alone")
+        say_once(f"recurrence: {folder} cannot be written ({error.strerror}); compiling for this run alone")
     with tempfile.TemporaryDirectory() as aside:
         return _load(_compile(command, Path(aside)))
 
@@ -217,7 +217,7 @@ def _compiler() -> tuple[str, str]:
 
 def _compile(command: list[str], folder: Path) -> Path:
     path = folder / "kernel.so"
-    rank_zero_info("recurrence: compiling the kernel, once (seconds)")
+    say_once("recurrence: compiling the kernel, once (seconds)")
     result = subprocess.run([*command, "-o", str(path)], capture_output=True, text=True, check=False)
     if result.returncode != 0 or not path.is_file():
         lines = [line for line in result.stderr.splitlines() if "error" in line] or result.stderr.splitlines()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wrnn.checks import one_of, whole_number
 from wrnn.recurrence import ops, reference
-from wrnn.recurrence.ops import say_once
+from wrnn.recurrence.notices import say_once
 from wrnn.recurrence.reference import NONLINEARITIES
 
 BACKENDS: Mapping[str, str] = {

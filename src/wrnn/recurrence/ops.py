@@ -4,15 +4,14 @@ torch.compile, meta tensors and graphs see them as one node. Shapes as in functi
 wants to find again in its backward. An absent gradient is an empty tensor.
 """
 
-from functools import cache
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from wrnn.recurrence import cpp, rings
 from wrnn.recurrence import dense as dense_form
+from wrnn.recurrence.notices import say_once
 
 _FORMS: dict[str, Any] = {"torch": rings, "cpp": cpp}
 
@@ -36,12 +35,6 @@ def choose(backend: str, like: Tensor) -> str:
         return "torch"
     say_once(f"recurrence={backend}: cpp, vectors of {cpp.vector_bits(like.dtype)} bits")
     return "cpp"
-
-
-@cache
-def say_once(line: str) -> None:
-    """Print a line for the user, on the first process only, and never twice."""
-    rank_zero_info(line)
 
 
 @torch.library.custom_op("wrnn::ring", mutates_args=())
