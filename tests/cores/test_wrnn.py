@@ -76,3 +76,27 @@ def test_an_identity_rnn_integrates_its_bias() -> None:
 def test_bad_sizes_are_named(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TravelingWaveRNN(1, **options)
+
+
+@pytest.mark.parametrize("recurrence", ["cpp", "torch", "reference"])
+def test_inputs_that_all_share_may_be_computed_once(recurrence: str) -> None:
+    torch.manual_seed(0)
+    core = TravelingWaveRNN(input_size=20, num_channels=3, ring_size=11, recurrence=recurrence).double()
+    inputs = torch.randn(4, 9, 20, dtype=torch.float64)
+    inputs[:, 5:] = inputs[:1, 5:]
+    found = {}
+    for shared_from in (None, 5):
+        for last_only in (True, False):
+            core.zero_grad()
+            outputs, _ = core(inputs, last_only=last_only, shared_from=shared_from)
+            outputs.square().sum().backward()
+            found[shared_from, last_only] = [outputs, *(parameter.grad for parameter in core.parameters())]
+    for last_only in (True, False):
+        torch.testing.assert_close(found[5, last_only], found[None, last_only])
+
+
+@pytest.mark.parametrize("recurrence", ["cpp", "torch"])
+def test_a_readout_inside_the_loop_is_the_readout_of_all_states(recurrence: str) -> None:
+    core = TravelingWaveRNN(input_size=2, num_channels=3, ring_size=11, recurrence=recurrence)
+    readout, inputs = torch.nn.Linear(33, 4), torch.randn(2, 7, 2)
+    torch.testing.assert_close(core.read_every_step(inputs, readout), readout(core(inputs)[0]), rtol=1e-5, atol=1e-5)
