@@ -1,5 +1,6 @@
 """Shared fixtures: configs composed as on the command line, one thread, no network."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from wrnn import schema
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # the GPU's kernels in numpy; read when they are first imported
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"

@@ -149,18 +149,25 @@ class BuildError(Exception):
     """Why there is no compiled kernel, in one line."""
 
 
-def problem(dtype: torch.dtype) -> str | None:
+def misfit(like: Tensor) -> str | None:
+    """Return why the kernel is not for tensors like this one, or None."""
+    if like.device.type == "cpu" and like.dtype in DTYPES:
+        return None
+    return f"runs float32 or float64 on the CPU, not {like.dtype} on {like.device.type}"
+
+
+def problem(bias: Tensor, kernel: Tensor) -> str | None:
     """Return why the kernel cannot be had here, or None; compiles it if need be."""
     try:
-        _library(dtype)
+        _library(bias.dtype)
     except BuildError as error:
         return str(error)
     return None
 
 
-def vector_bits(dtype: torch.dtype) -> int:
-    """Width of the vectors that the kernel was compiled for."""
-    return int(_library(dtype).wrnn_vector_bits())
+def describe(like: Tensor) -> str:
+    """What the kernel was compiled for."""
+    return f"vectors of {_library(like.dtype).wrnn_vector_bits()} bits"
 
 
 _LIBRARIES: dict[torch.dtype, ctypes.CDLL | BuildError] = {}

@@ -18,6 +18,7 @@ BACKENDS: Mapping[str, str] = {
     "reference": "the readable loop, under ordinary autograd",
     "torch": "one operator with a backward by hand, in plain torch",
     "cpp": "one operator in C++, float32 or float64 on the CPU; compiled at first use",
+    "triton": "one operator in Triton, float32 on a CUDA GPU; compiled and tuned at first use",
 }
 """Ways to compute, which agree in values and gradients."""
 

@@ -9,32 +9,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wrnn.recurrence import cpp, rings
+from wrnn.recurrence import cpp, rings, triton_rings
 from wrnn.recurrence import dense as dense_form
 from wrnn.recurrence.notices import say_once
 
-_FORMS: dict[str, Any] = {"torch": rings, "cpp": cpp}
+_FORMS: dict[str, Any] = {"torch": rings, "cpp": cpp, "triton": triton_rings}
 
 
-def choose(backend: str, like: Tensor) -> str:
-    """Return the form that runs rings on tensors like `like`; say once which it is.
+def choose(backend: str, bias: Tensor, kernel: Tensor) -> str:
+    """Return the form that runs rings with such a bias (C, N) and kernel (C, C, K); say once which it is.
 
     Raises: ValueError for one that cannot run on this device and dtype.
     """
-    if backend not in ("auto", "cpp"):
-        return backend
-    fits = like.device.type == "cpu" and like.dtype in cpp.DTYPES
-    if not fits and backend == "cpp":
-        raise ValueError(f"recurrence=cpp: runs float32 or float64 on the CPU, not {like.dtype} on {like.device.type}")
-    if not fits:
-        say_once(f"recurrence={backend}: torch, for {like.dtype} on {like.device.type}")
-        return "torch"
-    problem = cpp.problem(like.dtype)
+    wanted = backend if backend != "auto" else {"cpu": "cpp", "cuda": "triton"}.get(bias.device.type, "torch")
+    if wanted == "torch":
+        return wanted
+    form = _FORMS[wanted]
+    misfit = form.misfit(bias)
+    if misfit and backend == wanted:
+        raise ValueError(f"recurrence={backend}: {misfit}")
+    problem = misfit or form.problem(bias, kernel)
     if problem:
         say_once(f"recurrence={backend}: torch, which is slower, because {problem}")
         return "torch"
-    say_once(f"recurrence={backend}: cpp, vectors of {cpp.vector_bits(like.dtype)} bits")
-    return "cpp"
+    say_once(f"recurrence={backend}: {wanted}, {form.describe(bias)}")
+    return wanted
 
 
 @torch.library.custom_op("wrnn::ring", mutates_args=())
@@ -52,7 +51,7 @@ def ring(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the last state, what is wanted of every step, and what the backward needs (every=0: nothing)."""
     arguments = (inputs, input_weight, bias, kernel, state, readout)
-    return _FORMS[choose(backend, state)].forward(*arguments, nonlinearity, wants, every)
+    return _FORMS[choose(backend, bias, kernel)].forward(*arguments, nonlinearity, wants, every)
 
 
 @torch.library.custom_op("wrnn::ring_backward", mutates_args=())
@@ -74,7 +73,7 @@ def ring_backward(
 ) -> list[Tensor]:
     """Return the gradients of inputs, input_weight, bias, kernel, state and readout, empty where not needed."""
     arguments = (inputs, input_weight, bias, kernel, state, readout)
-    found = _FORMS[choose(backend, state)].backward(
+    found = _FORMS[choose(backend, bias, kernel)].backward(
         grad_last, grad_every_step, arguments, kept, nonlinearity, wants, every, needed
     )
     return [inputs.new_empty(0) if gradient is None else gradient for gradient in found]
@@ -87,7 +86,7 @@ def _(inputs, input_weight, bias, kernel, state, readout, nonlinearity, wants, e
     if wants == "readout":
         shape = (batch, steps, readout.shape[0])
     kept = (
-        _FORMS[choose(backend, state)].kept_numel(inputs, bias, kernel, state, every)
+        _FORMS[choose(backend, bias, kernel)].kept_numel(inputs, bias, kernel, state, every)
         if every and wants != "states"
         else 0
     )

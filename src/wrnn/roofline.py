@@ -1,0 +1,188 @@
+"""What the GPU kernels can reach, without a GPU: operations, bytes, and the instructions that the compiler made.
+
+`python -m wrnn.roofline` compiles the kernels for an H100 with the compiler that Triton brings along, disassembles
+them, and prints a table for the paper's tasks:
+
+- operations of the recurrence in a training step (forward once, backward twice), and the time that they take at the
+  chip's peak; the bytes that must pass its memory, and the time for these;
+- instructions of a warp in one time step, how many of them are multiply-adds, registers and spilled bytes;
+- the least time in which these instructions can be issued. A multiprocessor has four schedulers, each of which starts
+  one instruction a cycle, and the steps of a sequence cannot overlap; so this, not the chip's peak, is what a kernel
+  comes near. What it waits for barriers and for its own state to come back from memory is not in it.
+"""
+
+import argparse
+import math
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wrnn.recurrence import triton_rings
+
+MULTIPROCESSORS, SCHEDULERS, CLOCK = 132, 4, 1.755e9
+PEAK_FLOPS, PEAK_BYTES = 66.9e12, 3.35e12
+"""H100 SXM: float32 outside the tensor cores, and memory, a second; as quoted by its maker."""
+
+H100 = 90
+
+
+@dataclass(frozen=True)
+class Size:
+    """A training step; `features` are those that enter the kernel, 0 with a finished drive."""
+
+    name: str
+    batch: int
+    steps: int
+    channels: int
+    neurons: int
+    features: int
+    every_step: bool = False  # gradients reach every state
+
+
+SIZES = (
+    Size("psmnist", 128, 784, 16, 256, 1),
+    Size("adding", 128, 1000, 27, 100, 2),
+    Size("copy100", 128, 120, 6, 100, 0, True),
+    Size("copy480", 128, 500, 6, 100, 0, True),
+    Size("nscifar10", 128, 1000, 16, 256, 0),
+)
+"""The paper's tasks as `wrnn.benchmark` times them."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler made of a kernel: numbers of one warp and one time step, and what it occupies."""
+
+    warps: int
+    instructions: int
+    multiply_adds: int
+    barriers: int
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+
+    @property
+    def cycles(self) -> float:
+        """Of the schedulers of a multiprocessor, for one step of one sequence."""
+        return self.instructions * self.warps / SCHEDULERS
+
+
+def compiled(kernel: str, size: Size, config: Any, precision: str = "ieee", capability: int = H100) -> Compiled:
+    """Compile `advance` or `go_back` for a GPU that need not be here. Not under TRITON_INTERPRET=1."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from wrnn.recurrence import triton_kernels
+
+    function = getattr(triton_kernels, kernel).fn
+    padded = triton_rings.padded_size
+    constants = {
+        "GPU": "", "EXACT": padded(size.neurons) == size.neurons, "SHARED": size.name == "nscifar10",
+        "SUMS_KERNEL": True, "FEATURES": size.features, "NONLINEARITY": "relu", "TAPS": 3,
+        "N": padded(size.neurons), "C": padded(size.channels), "PRECISION": precision, **config.kwargs,
+    }  # fmt: skip
+    if not size.features:
+        constants |= {"x": None, "weight": None}
+    else:
+        constants["drive"] = None
+    if not size.every_step:
+        constants["grad_states"] = None
+    whole = {"steps", "neurons", "batch", "turns", "x_batch", "x_step", "x_feature"}
+    kinds = {
+        name: "constexpr" if name in constants else "i32" if name in whole else "*fp32" for name in function.arg_names
+    }
+    used = {name: value for name, value in constants.items() if name in kinds}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(kinds.values()) if kind == "*fp32"}
+    made = triton.compile(
+        ASTSource(function, kinds, used, aligned),
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": config.num_warps, "num_stages": config.num_stages},
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(made.asm["cubin"])
+        knobs: Any = triton.knobs.nvidia
+        usage = _output(knobs.cuobjdump.path, "-res-usage", cubin)
+        loop = _longest_loop(_output(knobs.nvdisasm.path, "-c", cubin))
+    names = Counter(re.sub(r"^@\S+\s+", "", line).split(maxsplit=1)[0].split(".")[0] for line in loop)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert found, usage
+    return Compiled(
+        config.num_warps, len(loop), names["FFMA"], names["BAR"], int(found[1]), int(found[2]), made.metadata.shared
+    )
+
+
+def _output(*command: object) -> str:
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True).stdout
+
+
+def _longest_loop(assembly: str) -> list[str]:
+    """The instructions from a label to a branch back to it, where these are most: the loop over time."""
+    labels: dict[str, int] = {}
+    code: list[str] = []
+    for line in assembly.splitlines():
+        if label := re.match(r"\s*(\.L\w+):", line):
+            labels[label[1]] = len(code)
+        elif found := re.search(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
+            code.append(found[1])
+    loops = []
+    for i, instruction in enumerate(code):
+        branch = re.search(r"\bBRA\b.*(\.L\w+)", instruction)
+        if branch and labels.get(branch[1], i) < i:
+            loops.append(code[labels[branch[1]] : i + 1])
+    return max(loops, key=len)
+
+
+def best(kernel: str, size: Size, precision: str) -> Compiled:
+    """Of the choices that the tuner would try, the one whose instructions are issued soonest."""
+    from wrnn.recurrence import triton_kernels
+
+    tuner = getattr(triton_kernels, kernel)
+    sizes = {"N": triton_rings.padded_size(size.neurons), "C": triton_rings.padded_size(size.channels)}
+    configs = tuner.early_config_prune(tuner.configs, {}, **sizes)
+    return min((compiled(kernel, size, config, precision) for config in configs), key=lambda made: made.cycles)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description="Operations, bytes and instructions of the GPU kernels on an H100.")
+    parser.add_argument("--precision", choices=("ieee", "tf32"), default="ieee", help="of the products")
+    parser.add_argument("--task", nargs="+", choices=[size.name for size in SIZES], help="default: all")
+    options = parser.parse_args(arguments)
+    print("| task | GFLOP | GB | ms at peak FLOP/s | ms at peak bytes/s | ms to issue: forward | backward | sum |")
+    print("|---|---|---|---|---|---|---|---|")
+    details = []
+    for size in SIZES:
+        if options.task and size.name not in options.task:
+            continue
+        flop = 6 * size.batch * size.steps * size.channels**2 * 3 * size.neurons
+        slot_bytes = 4 * size.batch * size.neurons * triton_rings.padded_size(size.channels)
+        passes = 2 + (2 * size.every_step + 2 * (size.features == 0))  # states; gradients; drives or their gradients
+        moved = passes * size.steps * slot_bytes
+        turns = math.ceil(size.batch / MULTIPROCESSORS)
+        issue = []
+        for kernel in ("advance", "go_back"):
+            made = best(kernel, size, options.precision)
+            issue.append(1e3 * size.steps * turns * made.cycles / CLOCK)
+            details.append(
+                f"| {size.name} | {kernel} | {made.warps} | {made.instructions} | "
+                f"{made.multiply_adds / made.instructions:.0%} | {made.barriers} | {made.registers} | "
+                f"{made.spilled_bytes} | {made.shared_bytes / 1024:.0f} |"
+            )
+        print(
+            f"| {size.name} | {flop / 1e9:.1f} | {moved / 1e9:.2f} | {1e3 * flop / PEAK_FLOPS:.2f} | "
+            f"{1e3 * moved / PEAK_BYTES:.2f} | {issue[0]:.2f} | {issue[1]:.2f} | {sum(issue):.2f} |",
+            flush=True,
+        )
+    print("\n| task | kernel | warps | instructions | multiply-adds | barriers | registers | spilled B | shared KiB |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    print("\n".join(details))
+
+
+if __name__ == "__main__":
+    main()
