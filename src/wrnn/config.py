@@ -14,7 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 from wrnn.errors import ConfigError
 
 # Keys that say where and how a run is made, not what it computes.
-_NOT_IDENTITY = ("paths", "callbacks", "logger", "ckpt_path", "run_name", "recurrence", "store_every", "pairing")
+_NOT_IDENTITY = (
+    "paths", "callbacks", "logger", "ckpt_path", "run_name", "recurrence", "store_every", "cuda_graphs", "pairing",
+)  # fmt: skip
 _TRAINER_IDENTITY = ("precision", "gradient_clip_val", "accumulate_grad_batches", "limit_train_batches")
 
 
@@ -70,6 +72,8 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     assert isinstance(plain, dict)
     for key in _NOT_IDENTITY:
         plain.pop(key, None)
+    if plain.get("matmul_precision") == "highest":
+        del plain["matmul_precision"]  # runs from before there was a choice stay what they were
     plain["trainer"] = {key: plain["trainer"].get(key) for key in _TRAINER_IDENTITY}
     for how in ("recurrence", "store_every"):
         plain["model"].get("core", {}).pop(how, None)

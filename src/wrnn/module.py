@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -35,6 +36,9 @@ class Schedule:
     monitor: str | None = None
 
 
+_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+
+
 class SequenceModule(L.LightningModule):
     """Trains a core and a readout on an objective.
 
@@ -45,6 +49,10 @@ class SequenceModule(L.LightningModule):
         seed: all that a training step draws at random (dropout, say) is a function of it and of the step, so that a
             resumed run draws what an uninterrupted one would have.
         identity: plain numbers and strings that say what this run is; kept in its checkpoints.
+
+    Attributes:
+        cuda_graphs: whether forward and backward of a training step are recorded once and replayed; needs a GPU and
+            batches of one shape.
     """
 
     def __init__(
@@ -61,6 +69,8 @@ class SequenceModule(L.LightningModule):
         self.core, self.readout, self.objective = core, readout, objective
         self.make_optimizer, self.schedule, self.seed = optimizer, schedule, seed
         self.identity = dict(identity or {})
+        self.cuda_graphs = False
+        self._replay: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
         self.metrics = nn.ModuleDict(
             {
                 f"{split}_metrics": MetricCollection(
@@ -86,15 +96,28 @@ class SequenceModule(L.LightningModule):
 
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> Tensor:
         """One batch; its metrics are computed at the steps that are logged."""
-        outputs = self(batch.inputs, batch.shared_from)
-        loss = self.objective.loss(outputs, batch.targets)
+        if self.cuda_graphs:
+            loss, outputs = self._replayed(batch)
+        else:
+            loss, outputs = self._loss_and_outputs(batch.inputs, batch.targets, batch.shared_from)
         self.log("train/loss", loss, prog_bar=True)
         if is_logged_step(self.trainer):
             metrics = self._metrics("train")
-            self.log_dict(metrics(outputs.detach(), batch.targets))
+            self.log_dict(metrics(outputs, batch.targets))
             metrics.reset()
             self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
+
+    def _loss_and_outputs(self, inputs: Tensor, targets: Tensor, shared_from: int | None) -> tuple[Tensor, Tensor]:
+        outputs = self(inputs, shared_from)
+        return self.objective.loss(outputs, targets), outputs.detach()
+
+    def _replayed(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        if self._replay is None:
+            step = _Step(self, batch.shared_from)
+            torch.cuda.make_graphed_callables(step, (batch.inputs.clone(), batch.targets.clone()))
+            self._replay = step.forward  # replaced; the step as an attribute would become a part of this module
+        return self._replay(batch.inputs, batch.targets)
 
     def validation_step(self, batch: SequenceBatch, batch_idx: int) -> None:
         """One batch of the validation set."""
@@ -123,8 +146,11 @@ class SequenceModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer and, if there is one, its schedule. Raises: ConfigError for settings that they refuse."""
+        make = self.make_optimizer
+        if self.device.type == "cuda" and isinstance(make, partial) and make.func in _FUSED:
+            make = partial(make.func, *make.args, **{"fused": True, **make.keywords})
         try:
-            optimizer = self.make_optimizer(self.parameters())
+            optimizer = make(self.parameters())
         except (TypeError, ValueError) as error:
             raise ConfigError(f"optimizer: {error}") from error
         if self.schedule.scheduler is None:
@@ -135,6 +161,18 @@ class SequenceModule(L.LightningModule):
             raise ConfigError(f"scheduler: {error}") from error
         schedule = {"scheduler": scheduler, "interval": self.schedule.interval, "frequency": self.schedule.frequency}
         return {"optimizer": optimizer, "lr_scheduler": {**schedule, "monitor": self.schedule.monitor}}
+
+
+class _Step(nn.Module):
+    """What is recorded of a training step: a function of tensors, and the weights it uses."""
+
+    def __init__(self, module: SequenceModule, shared_from: int | None) -> None:
+        super().__init__()
+        self.module, self.shared_from = module, shared_from
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """See `SequenceModule.training_step`."""
+        return self.module._loss_and_outputs(inputs, targets, self.shared_from)
 
 
 def is_logged_step(trainer: L.Trainer) -> bool:

@@ -89,6 +89,8 @@ class RootConfig:
     preset: str = "corrected"
     recurrence: str = "auto"
     store_every: int | None = None
+    matmul_precision: str = "highest"
+    cuda_graphs: bool = False
     ckpt_path: str | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
     task: TaskConfig = field(default_factory=TaskConfig)

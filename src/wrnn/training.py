@@ -38,6 +38,9 @@ from wrnn.tasks.base import Task
 Kind = TypeVar("Kind", bound=Callback)
 
 
+_PRECISIONS = ("highest", "high", "medium")
+
+
 @dataclass(frozen=True)
 class Parts:
     """What a config builds: the task, the model in its module, and the parts of the model."""
@@ -68,6 +71,9 @@ def build(cfg: DictConfig) -> Parts:
     """
     check(cfg, ("model", "task", "optimizer", "scheduler"))  # no more, so that runs outlive renamed callbacks
     _check_starts(cfg)
+    precision = cfg.get("matmul_precision", "highest")
+    if precision not in _PRECISIONS:
+        raise ConfigError(f"matmul_precision={precision}: must be one of {', '.join(_PRECISIONS)}")
     if not isinstance(cfg.seed, int) or cfg.seed < 0:
         raise ConfigError(f"seed={cfg.seed}: must be a whole number of at least 0")
     torch.manual_seed(cfg.seed)
@@ -136,13 +142,16 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         default_root_dir=str(folder),
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
     )
+    if cfg.cuda_graphs and not (trainer.strategy.root_device.type == "cuda" and trainer.world_size == 1):
+        raise ConfigError(f"cuda_graphs=true: needs one CUDA GPU, not {trainer.strategy.root_device.type}")
+    parts.module.cuda_graphs = cfg.cuda_graphs
     runs.start(folder, cfg)
     for logger in loggers:
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
     going_on = f", going on from {checkpoint}" if checkpoint else ""
     print(f"{cfg.run_name}: {_sizes(parts)}; run folder {folder}{going_on}", flush=True)
     try:
-        with _known_failures(folder):
+        with _known_failures(folder), _matmul_precision(cfg):
             trainer.fit(parts.module, datamodule=parts.task, ckpt_path=checkpoint, weights_only=True)
             results = _finish(cfg, parts, trainer, folder)
     except BaseException:
@@ -209,7 +218,8 @@ def evaluate(
         enable_model_summary=False, default_root_dir=str(folder),
     )  # fmt: skip
     _guarded(run.task.prepare_data)
-    metrics = {key: float(value) for key, value in trainer.test(run.module, run.task, verbose=False)[0].items()}
+    with _matmul_precision(run.config):
+        metrics = {key: float(value) for key, value in trainer.test(run.module, run.task, verbose=False)[0].items()}
     print_table(f"{run.config.run_name}, {folder}", metrics)
     return metrics
 
@@ -275,6 +285,17 @@ def _close(loggers: list[Any], exit_code: int) -> None:
         import wandb  # late: no other path needs it
 
         wandb.finish(exit_code)
+
+
+@contextmanager
+def _matmul_precision(cfg: DictConfig) -> Iterator[None]:
+    """Float32 products as the config wants them; process-wide."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(cfg.get("matmul_precision", "highest"))
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager

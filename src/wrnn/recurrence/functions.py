@@ -23,7 +23,7 @@ BACKENDS: Mapping[str, str] = {
 """Ways to compute, which agree in values and gradients."""
 
 MAX_STORED_BYTES = 4 * 2**30
-"""Most bytes of states that are kept for the backward by choice of `store_every=None`."""
+"""Most bytes of states that are kept in main memory for the backward by choice of `store_every=None`."""
 
 
 def _free_bytes() -> float:
@@ -35,6 +35,12 @@ def _free_bytes() -> float:
 
 
 _FREE_BYTES = _free_bytes()
+
+
+def _most_stored_bytes(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory / 4
+    return min(MAX_STORED_BYTES, _FREE_BYTES / 4)
 
 
 class Sequence(NamedTuple):
@@ -72,7 +78,8 @@ def ring_recurrence(
             reading all states; or `last`, nothing.
         backend: one of `BACKENDS`.
         store_every: keep every K-th state for the backward and compute the others again; 1 keeps all. None: all if they
-            take at most 4 GiB and a quarter of the memory that is free, else K = sqrt(T). The readable loop keeps all.
+            take at most 4 GiB and a quarter of the memory that is free, or a quarter of a GPU's memory, else
+            K = sqrt(T). The readable loop keeps all.
 
     Returns the last state (B, C, N), and what is wanted of every step. Computes in the promoted dtype of its arguments,
     with autocast off. Differentiable once (`reference`: any number of times).
@@ -162,7 +169,7 @@ def _store_every(store_every: int | None, inputs: Tensor, state: Tensor) -> int:
     if store_every is not None:
         return min(steps, whole_number("store_every", store_every))
     needed = steps * state.numel() * state.element_size()
-    if needed <= min(MAX_STORED_BYTES, _FREE_BYTES / 4):
+    if needed <= _most_stored_bytes(state.device):
         return 1
     every = math.isqrt(steps)
     if not torch.compiler.is_compiling():
