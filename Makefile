@@ -4,7 +4,7 @@ VENV := .venv
 IN := $(VENV)/bin/
 ARGS ?=
 
-.PHONY: help install format lint typecheck test test-all smoke train sweep bench bench-quick clean
+.PHONY: help install format lint typecheck test test-all smoke train sweep bench bench-quick gpu clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,9 @@ bench: install  ## the paper's loop against ours at the sizes of all tasks; writ
 
 bench-quick: install  ## the same in about a minute: psMNIST and copy
 	$(IN)python src/bench.py --model wrnn --task psmnist copy100 --variant released torch cpp --repeats 2 $(ARGS)
+
+gpu:  ## on a machine with a GPU: tests, benchmark, an epoch; no network, no .venv; ARGS="--minutes 9 --output DIR"
+	$(PYTHON) src/gpu.py $(ARGS)
 
 clean:  ## remove the environment and caches; runs and data stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache src/*.egg-info

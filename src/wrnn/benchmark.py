@@ -4,13 +4,19 @@ Variants, all with the same weights, batch and loss:
 - `released`: the loop restated from the description of the authors' code (Keller et al. 2024): each step `nn.Linear`
   for the input and circular `nn.Conv1d` (wRNN) or `nn.Linear` (iRNN) for the recurrence, ReLU, ordinary autograd. It
   records nothing, so it is the released code at its fastest.
+- `graphed`: the same, its forward and backward replayed as CUDA graphs.
 - `eager`: what a user would write instead, the padding by hand and one input product for all steps.
 - `compiled`: the released cell under torch.compile.
-- `torch`, `cpp`: ours, core, readout and objective as a run builds them from the config.
+- `torch`, `cpp`, `triton`: ours, core, readout and objective as a run builds them from the config; `cudnn` is the dense
+  core on a GPU. `replayed`: what `auto` takes there, under CUDA graphs. `tf32`: the same with matmul_precision=high.
+  A variant that the device or the core does not have is left out.
 
-They take turns within one process, so that a machine that slows down slows all; figures are medians. GFLOP are those of
-the recurrence alone (forward once, backward twice), whatever else a variant computes. The peak is the best of square
-float32 products of 1,024 to 4,096, in the same process at the same thread count.
+They take turns within one process, so that a machine that slows down slows all; figures are medians, on a GPU by CUDA
+events. GFLOP are those of the recurrence alone (forward once, backward twice), whatever else a variant computes. The
+peak is the best of square float32 products of 1,024 to 4,096 (to 8,192 on a GPU), in the same process at the same
+thread count. On a GPU the states must also pass the memory once in each direction; "of peak" is then the longer of the
+two times, by the measured peaks, over the time taken. GiB are the most that a step takes on the GPU; a graph takes its
+memory when it is recorded, and no figure is given.
 """
 
 import argparse
@@ -37,14 +43,19 @@ from wrnn.tasks.synthetic import SyntheticTask
 from wrnn.training import Parts, build
 
 CONF = Path(__file__).parents[2] / "conf"
-VARIANTS = ("released", "eager", "compiled", "torch", "cpp")
+OURS = {"torch": "torch", "cpp": "cpp", "triton": "triton", "cudnn": "auto", "replayed": "auto", "tf32": "auto"}
+"""Variants that are ours, and their `recurrence`."""
+
+VARIANTS = ("released", "graphed", "eager", "compiled", *OURS)
+_DEVICES = {"cpp": "cpu", **dict.fromkeys(("graphed", "triton", "cudnn", "replayed", "tf32"), "cuda")}
+_CORES = {"cpp": TravelingWaveRNN, "triton": TravelingWaveRNN, "cudnn": IdentityRNN}
 DISTURBED = 0.15
 """A released loop that reaches less than this share of the peak at psMNIST's size ran on a busy machine."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: `ratio` is of the released loop's time, `share` of the peak; 0 where there is none."""
+    """One line of the table: `ratio` is of the released loop's time, `share` of the peak, nan where there is none."""
 
     model: str
     task: str
@@ -55,6 +66,15 @@ class Row:
     ratio: float
     gflops: float
     share: float
+    memory_gib: float | None = None
+
+
+@dataclass(frozen=True)
+class Peak:
+    """What the machine reached in products and, if measured, in copies of memory."""
+
+    gflops: float
+    gbytes: float = float("inf")
 
 
 class ReleasedLoop(nn.Module):
@@ -112,16 +132,45 @@ class EagerLoop(ReleasedLoop):
         return state.flatten(1) if self.last_only else torch.stack(states, dim=1)
 
 
-def peak_gflops(repeats: int = 4) -> float:
-    """The best that torch.mm reaches here."""
-    best = 0.0
-    for size in (1024, 2048, 4096):
-        a, b = torch.randn(size, size), torch.randn(size, size)
-        for _ in range(repeats):
-            start = time.perf_counter()
-            torch.mm(a, b)
-            best = max(best, 2e-9 * size**3 / (time.perf_counter() - start))
-    return best
+class _Whole(nn.Module):
+    """A loop, its readout and the loss: (B, T, I) and targets -> a number."""
+
+    def __init__(self, loop: ReleasedLoop, parts: Parts) -> None:
+        super().__init__()
+        self.loop, self.readout, self.loss = loop, parts.readout, parts.objective.loss
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        loss: Tensor = self.loss(self.readout(self.loop(inputs)), targets)
+        return loss
+
+
+def seconds_of(function: Callable[[], object], device: str) -> float:
+    """Time of one call, on a GPU from its first kernel to its last."""
+    if device == "cpu":
+        start = time.perf_counter()
+        function()
+        return time.perf_counter() - start
+    before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    before.record()
+    function()
+    after.record()
+    torch.cuda.synchronize()
+    return 1e-3 * before.elapsed_time(after)
+
+
+def measure_peak(device: str, repeats: int = 4) -> Peak:
+    """The best that torch.mm and, on a GPU, a copy reach here."""
+    best = Peak(0.0)
+    for size in (1024, 2048, 4096, *((8192,) if device == "cuda" else ())):
+        a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
+        times = [seconds_of(lambda a=a, b=b: torch.mm(a, b), device) for _ in range(repeats)]  # type: ignore[misc]
+        best = Peak(max(best.gflops, 2e-9 * size**3 / min(times)))
+    if device == "cpu":
+        return best
+    a, b = torch.empty(2**28, device=device), torch.empty(2**28, device=device)
+    copy = min(seconds_of(lambda: b.copy_(a), device) for _ in range(repeats))
+    return Peak(best.gflops, 1e-9 * 2 * 4 * 2**28 / copy)
 
 
 def batch_of(task: Task) -> SequenceBatch:
@@ -136,55 +185,75 @@ def batch_of(task: Task) -> SequenceBatch:
     return SequenceBatch(pixels * (torch.rand_like(pixels) < 0.2), targets)  # four of five pixels of MNIST are 0
 
 
-def measure(model: str, task: str, parts: Parts, variants: tuple[str, ...], repeats: int, peak: float) -> list[Row]:
+def measure(
+    model: str, task: str, parts: Parts, variants: tuple[str, ...], repeats: int, peak: Peak, device: str = "cpu"
+) -> list[Row]:
     """Time the variants `repeats` times in turn, after two untimed rounds."""
     core, last_only = parts.core, parts.objective.last_only
     if not isinstance(core, TravelingWaveRNN | IdentityRNN):
         raise ValueError(f"model={model}: the released code has no such loop; use wrnn or irnn")
+    parts.module.to(device)
     batch = batch_of(parts.task)
-    loops = {
-        "released": lambda: ReleasedLoop(core, last_only),
-        "eager": lambda: EagerLoop(core, last_only),
-        "compiled": lambda: ReleasedLoop(core, last_only, compiled=True),
-    }
-    functions: dict[str, Callable[[], Tensor]] = {}
+    batch = SequenceBatch(batch.inputs.to(device), batch.targets.to(device), batch.shared_from)
+    functions: dict[str, Callable[[], None]] = {}
     for name in variants:
-        if name in loops:
-            functions[name] = _of_loop(parts.readout, loops[name](), batch)
-        elif not (name == "cpp" and isinstance(core, IdentityRNN)):  # cpp is torch there
+        if device != _DEVICES.get(name, device) or not isinstance(core, _CORES.get(name, object)):
+            continue
+        if name in OURS:
             functions[name] = _of_module(parts, name, batch)
+            continue
+        loop = (EagerLoop if name == "eager" else ReleasedLoop)(core, last_only, compiled=name == "compiled").to(device)
+        whole = _Whole(loop, parts)
+        if name == "graphed":
+            torch.cuda.make_graphed_callables(whole, (batch.inputs.clone(), batch.targets.clone()))
+        functions[name] = _of_loop(whole, batch)
     seconds: dict[str, list[float]] = {name: [] for name in functions}
+    memory: dict[str, float] = {}
     for repeat in range(repeats + 2):
         for name, function in functions.items():
-            start = time.perf_counter()
-            parts.objective.loss(function(), batch.targets).backward()
+            held = 0
+            if device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+                held = torch.cuda.memory_allocated()
+            taken = seconds_of(function, device)
             if repeat > 1:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(taken)
+            if device == "cuda" and name not in ("graphed", "replayed"):
+                memory[name] = (torch.cuda.max_memory_allocated() - held) / 2**30
             parts.module.zero_grad()
     batch_size, length, _ = batch.inputs.shape
     weights = core.kernel.numel() * core.ring_size if isinstance(core, TravelingWaveRNN) else core.weight.numel()
     gflop = 6e-9 * batch_size * length * weights
+    gbytes = 2e-9 * 4 * batch_size * length * core.output_size
     released = statistics.median(seconds["released"]) if "released" in seconds else float("nan")
     rows = []
     for name, times in seconds.items():
         median = statistics.median(times)
-        speed = gflop / median
-        rows.append(Row(model, task, name, batch_size, length, 1e3 * median, median / released, speed, speed / peak))
+        share = max(gflop / peak.gflops, gbytes / peak.gbytes) / median
+        ratio, speed = median / released, gflop / median
+        rows.append(Row(model, task, name, batch_size, length, 1e3 * median, ratio, speed, share, memory.get(name)))
     return rows
 
 
-def _of_loop(readout: nn.Module, loop: ReleasedLoop, batch: SequenceBatch) -> Callable[[], Tensor]:
-    def run() -> Tensor:
-        loop.zero_grad()
-        return readout(loop(batch.inputs))
+def _of_loop(whole: _Whole, batch: SequenceBatch) -> Callable[[], None]:
+    def run() -> None:
+        whole.loop.zero_grad()
+        whole(batch.inputs, batch.targets).backward()
 
     return run
 
 
-def _of_module(parts: Parts, backend: str, batch: SequenceBatch) -> Callable[[], Tensor]:
-    def run() -> Tensor:
-        parts.core.recurrence = backend  # type: ignore[assignment]
-        return parts.module(batch.inputs, batch.shared_from)
+def _of_module(parts: Parts, name: str, batch: SequenceBatch) -> Callable[[], None]:
+    def run() -> None:
+        parts.core.recurrence = OURS[name]  # type: ignore[assignment]
+        torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+        try:
+            if name == "replayed":
+                parts.module.replayed(batch)[0].backward()
+            else:
+                parts.objective.loss(parts.module(batch.inputs, batch.shared_from), batch.targets).backward()
+        finally:
+            torch.set_float32_matmul_precision("highest")
 
     return run
 
@@ -207,6 +276,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     parser.add_argument("--task", nargs="+", default=list(SIZES), choices=list(SIZES), help="sizes to time")
     parser.add_argument("--variant", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="what to time")
     parser.add_argument("--repeats", type=int, default=3, help="timed steps of each variant")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one")
     parser.add_argument("--threads", type=int, help="torch's thread count; default: torch's own choice")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the result as JSON")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="config overrides")
@@ -214,20 +284,27 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     for name in ("repeats", "threads"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name}={getattr(options, name)}: must be a whole number of at least 1")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device=cuda: torch sees no GPU")
     if options.threads:
         torch.set_num_threads(options.threads)
-    peak = peak_gflops()
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    peak = measure_peak(device)
     facts = {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "cpu": cpu_name(),
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
         "git": git_state(),
         "repeats": options.repeats,
-        "peak_gflops": peak,
+        "peak_gflops": peak.gflops,
+        "peak_gbytes": peak.gbytes if device == "cuda" else None,
     }
-    print(f"torch {facts['torch']}, {facts['threads']} threads, {facts['cpu']}, peak {peak:.0f} GFLOP/s")
+    where = f"{facts['threads']} threads, {facts['cpu']}" if device == "cpu" else facts["gpu"]
+    copies = f", copies {peak.gbytes:.0f} GB/s" if device == "cuda" else ""
+    print(f"torch {facts['torch']}, {where}, peak {peak.gflops:.0f} GFLOP/s{copies}")
     print(f"one training step without optimizer, median of {options.repeats}; ratio: of the released loop's time")
-    heads = f"{'batch':>5} {'steps':>5} {'ms':>7} {'ratio':>6} {'GFLOP/s':>8} {'of peak':>8}"
+    heads = f"{'batch':>5} {'steps':>5} {'ms':>8} {'ratio':>6} {'GFLOP/s':>8} {'of peak':>8} {'GiB':>5}"
     print(f"{'model':6} {'task':10} {'variant':9} {heads}")
     schema.register()
     rows: list[Row] = []
@@ -235,18 +312,19 @@ def main(arguments: list[str] | None = None) -> list[Row]:
         for task in options.task:
             for model in options.model:
                 parts = build(compose("config", [f"model={model}", *SIZES[task], *options.set]))
-                found = measure(model, task, parts, tuple(options.variant), options.repeats, peak)
+                found = measure(model, task, parts, tuple(options.variant), options.repeats, peak, device)
                 rows += found
                 for row in found:
                     print(
                         f"{model:6} {task:10} {row.variant:9} {row.batch_size:5} {row.sequence_length:5} "
-                        f"{row.milliseconds:7.0f} {row.ratio:6.2f} {row.gflops:8.0f} {row.share:8.0%}",
+                        f"{row.milliseconds:8.1f} {row.ratio:6.3f} {row.gflops:8.0f} {row.share:8.0%} "
+                        f"{'' if row.memory_gib is None else f'{row.memory_gib:5.1f}'}",
                         flush=True,
                     )
                 if options.output:
                     _write(options.output, facts, rows)
     disturbed = [row for row in rows if (row.model, row.task, row.variant) == ("wrnn", "psmnist", "released")]
-    if any(row.share < DISTURBED for row in disturbed):
+    if device == "cpu" and any(row.share < DISTURBED for row in disturbed):
         print(f"VOID: the released loop reached less than {DISTURBED:.0%} of the peak; the machine was busy")
     print(f"peak memory of the process, all variants: {_peak_gib():.1f} GiB")
     return rows

@@ -97,7 +97,7 @@ class SequenceModule(L.LightningModule):
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> Tensor:
         """One batch; its metrics are computed at the steps that are logged."""
         if self.cuda_graphs:
-            loss, outputs = self._replayed(batch)
+            loss, outputs = self.replayed(batch)
         else:
             loss, outputs = self._loss_and_outputs(batch.inputs, batch.targets, batch.shared_from)
         self.log("train/loss", loss, prog_bar=True)
@@ -112,7 +112,8 @@ class SequenceModule(L.LightningModule):
         outputs = self(inputs, shared_from)
         return self.objective.loss(outputs, targets), outputs.detach()
 
-    def _replayed(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+    def replayed(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        """Loss and outputs of a batch by CUDA graphs, which the first batch has recorded; all must be of its shape."""
         if self._replay is None:
             step = _Step(self, batch.shared_from)
             torch.cuda.make_graphed_callables(step, (batch.inputs.clone(), batch.targets.clone()))
