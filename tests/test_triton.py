@@ -1,20 +1,25 @@
 """The Triton kernels against the readable loop: on the GPU if there is one, else in Triton's interpreter."""
 
 import math
-import os
-import subprocess
-import sys
 
+import numpy
 import pytest
 import torch
+import triton
 from hypothesis import settings
 from torch import Tensor
 
-from conftest import ROOT
 from test_recurrence import ANY_CASE, QUIET, distance, near_zero, outcome, ring_arguments, to
 from wrnn.recurrence import ops, ring_recurrence, triton_rings
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+pytestmark = pytest.mark.skipif(
+    DEVICE == "cpu"
+    and [int(part) for part in triton.__version__.split(".")[:2]] < [3, 8]
+    and numpy.lib.NumpyVersion(numpy.__version__) >= "2.5.0",
+    reason="the interpreter of Triton 3.6 does not take NumPy 2.5",
+)
 
 
 def single(arguments: list[Tensor | None]) -> list[Tensor | None]:
@@ -142,22 +147,3 @@ def test_another_dtype_is_refused_and_too_large_a_ring_is_left_to_torch(monkeypa
     assert lines and lines[0].startswith("recurrence=triton: torch, which is slower, because 2 channels of 40 neurons")
     monkeypatch.setattr(triton_rings, "OLDEST_TRITON", (99, 0))
     assert ops.choose("triton", arguments[2], torch.zeros(2, 2, 3)) == "torch" and "is older than 99.0" in lines[-1]
-
-
-def test_the_compiler_for_a_gpu_takes_the_kernels():
-    """For an A100 and an H100, whether one is here or not; the latter's registers must hold what the loop needs."""
-    program = """
-from wrnn.recurrence import triton_kernels
-from wrnn.roofline import SIZES, best, compiled
-for capability in (80, 90):
-    for precision in ("ieee", "tf32"):
-        compiled("advance", SIZES[3], triton_kernels.advance.configs[0], precision, capability)
-        compiled("go_back", SIZES[1], triton_kernels.go_back.configs[0], precision, capability)
-for kernel in ("advance", "go_back"):
-    made = best(kernel, SIZES[0], "ieee")
-    assert made.spilled_bytes <= 32 and made.multiply_adds > 0.7 * made.instructions, (kernel, made)
-"""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(ROOT / "src")
-    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr

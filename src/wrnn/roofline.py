@@ -71,8 +71,13 @@ class Compiled:
         return self.instructions * self.warps / SCHEDULERS
 
 
-def compiled(kernel: str, size: Size, config: Any, precision: str = "ieee", capability: int = H100) -> Compiled:
-    """Compile `advance` or `go_back` for a GPU that need not be here. Not under TRITON_INTERPRET=1."""
+def compiled(
+    kernel: str, size: Size, config: Any, precision: str = "ieee", capability: int = H100, **options: Any
+) -> Compiled:
+    """Compile `advance` or `go_back` for a GPU that need not be here; `options` replace constants of the kernel.
+
+    Not under TRITON_INTERPRET=1.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -84,7 +89,7 @@ def compiled(kernel: str, size: Size, config: Any, precision: str = "ieee", capa
     constants = {
         "GPU": "", "EXACT": padded(size.neurons) == size.neurons, "SHARED": size.name == "nscifar10",
         "SUMS_KERNEL": True, "FEATURES": size.features, "NONLINEARITY": "relu", "TAPS": 3,
-        "N": padded(size.neurons), "C": padded(size.channels), "PRECISION": precision, **config.kwargs,
+        "N": padded(size.neurons), "C": padded(size.channels), "PRECISION": precision, **config.kwargs, **options,
     }  # fmt: skip
     if not size.features:
         constants |= {"x": None, "weight": None}

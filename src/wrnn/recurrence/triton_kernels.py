@@ -53,6 +53,15 @@ def neighbours(source, row, live, offset: tl.constexpr, neurons, C: tl.constexpr
 
 
 @triton.jit
+def late(tile):
+    """The same tile, waited for here and not where it is loaded, as the compiler would have it.
+
+    The product of the tap that needs no shift is then done while the others' tiles are on their way.
+    """
+    return tile + 0.0
+
+
+@triton.jit
 def tanh(x):
     """Within some roundings of the true value at every size: a polynomial near zero, else by exp."""
     x = tl.where(x > 10, 10.0, tl.where(x < -10, -10.0, x))
@@ -124,7 +133,7 @@ def advance(
         total = tl.dot(state, taps[half], total, input_precision=PRECISION)
         for k in tl.static_range(TAPS):
             if k != half:
-                total = tl.dot(around[k], taps[k], total, input_precision=PRECISION)
+                total = tl.dot(late(around[k]), taps[k], total, input_precision=PRECISION)
         if NONLINEARITY == "relu":
             state = tl.where(total <= 0, 0.0, total)  # not a maximum, which would hide a nan
         elif NONLINEARITY == "tanh":
@@ -218,17 +227,26 @@ def go_back(
                 around = around + (gradient,)
             else:
                 around = around + (neighbours(drive_at, row, live, half - k, neurons, C),)
-        gradient = tl.dot(gradient, taps[half], input_precision=PRECISION)
-        for k in tl.static_range(TAPS):
-            if k != half:
-                gradient = tl.dot(around[k], taps[k], gradient, input_precision=PRECISION)
+        centre = kernel_sums[half]
         if SUMS_KERNEL:
             before = tl.permute(tl.reshape(state, (groups, rows, C)), (0, 2, 1))
-            kernel_next = ()
-            for k in tl.static_range(TAPS):
-                after = tl.reshape(around[k], (groups, rows, C))
-                kernel_next = kernel_next + (tl.dot(before, after, kernel_sums[k], input_precision=PRECISION),)
-            kernel_sums = kernel_next
+            after = tl.reshape(gradient, (groups, rows, C))
+        gradient = tl.dot(gradient, taps[half], input_precision=PRECISION)
+        if SUMS_KERNEL:
+            centre = tl.dot(before, after, centre, input_precision=PRECISION)
+        kernel_next = ()
+        for k in tl.static_range(TAPS):
+            if k == half:
+                kernel_next = kernel_next + (centre,)
+            else:
+                other = late(around[k])
+                gradient = tl.dot(other, taps[k], gradient, input_precision=PRECISION)
+                if SUMS_KERNEL:
+                    after = tl.reshape(other, (groups, rows, C))
+                    kernel_next = kernel_next + (tl.dot(before, after, kernel_sums[k], input_precision=PRECISION),)
+                else:
+                    kernel_next = kernel_next + (kernel_sums[k],)
+        kernel_sums = kernel_next
     tl.store(grad_first + own + tile, gradient, mask=live)
     tl.store(grad_bias + own + tile, bias_sum, mask=live)
     for i in tl.static_range(FEATURES):

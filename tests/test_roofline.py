@@ -1,0 +1,39 @@
+"""The GPU's kernels go through its compiler, whether a GPU is here or not."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+
+
+def compiles(program: str) -> None:
+    """Run lines of Python in a process that does not interpret Triton."""
+    imports = "from wrnn.recurrence import triton_kernels as kernels\nfrom wrnn.roofline import *\n"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(ROOT / "src")
+    run = subprocess.run([sys.executable, "-c", imports + program], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_what_is_needed_stays_in_registers() -> None:
+    """At psMNIST's size on an H100 the loop is multiply-adds for the most part, and spills next to nothing."""
+    compiles("""
+for kernel in ("advance", "go_back"):
+    made = best(kernel, SIZES[0], "ieee")
+    assert made.spilled_bytes <= 64 and made.multiply_adds > 0.7 * made.instructions, (kernel, made)
+""")
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_all_forms_of_the_kernels_compile(capability: int) -> None:
+    """For an A100 and an H100: both precisions, every drive, each nonlinearity, with and without the kernel's sum."""
+    compiles(f"""
+kinds = [("ieee", "relu", True), ("tf32", "tanh", False), ("ieee", "identity", False), ("tf32", "relu", True)]
+for size, (precision, nonlinearity, sums) in zip(SIZES[1:], kinds):
+    options = {{"NONLINEARITY": nonlinearity}}
+    compiled("advance", size, kernels.advance.configs[0], precision, {capability}, **options)
+    compiled("go_back", size, kernels.go_back.configs[0], precision, {capability}, **options, SUMS_KERNEL=sums)
+""")
