@@ -53,12 +53,24 @@ def neighbours(source, row, live, offset: tl.constexpr, neurons, C: tl.constexpr
 
 
 @triton.jit
-def late(tile):
-    """The same tile, waited for here and not where it is loaded, as the compiler would have it.
+def factor(tile, PRECISION: tl.constexpr):
+    """The tile as it enters a product: for tf32 rounded to the nearest of 10 bits; a nan stays one.
+
+    The tensor cores would cut the other bits off, which adds up to a leak over many steps.
+    """
+    if PRECISION == "tf32":
+        nearest = (tile.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
+        tile = tl.where(tile == tile, nearest.to(tl.float32, bitcast=True), tile)
+    return tile
+
+
+@triton.jit
+def late(tile, PRECISION: tl.constexpr):
+    """The same of a loaded tile, waited for here and not where it is loaded, as the compiler would have it.
 
     The product of the tap that needs no shift is then done while the others' tiles are on their way.
     """
-    return tile + 0.0
+    return factor(tile + 0.0, PRECISION)
 
 
 @triton.jit
@@ -115,7 +127,7 @@ def advance(
     for i in tl.static_range(FEATURES):
         weights = weights + (tl.load(weight + i * neurons * C + tile, mask=live, other=0.0),)
     for k in tl.static_range(TAPS):
-        taps = taps + (tl.load(kernel + (k * C + channel[:, None]) * C + channel[None, :]),)
+        taps = taps + (factor(tl.load(kernel + (k * C + channel[:, None]) * C + channel[None, :]), PRECISION),)
     source = slots + own
     state = tl.load(source + tile, mask=live, other=0.0)
     for t in range(steps):
@@ -130,10 +142,10 @@ def advance(
             total += tl.load(x + sequence * x_batch + tl.cast(t, tl.int64) * x_step + i * x_feature) * weights[i]
         if drive is not None:
             total += tl.load(drive + t * drive_step + drive_own + tile, mask=live, other=0.0)
-        total = tl.dot(state, taps[half], total, input_precision=PRECISION)
+        total = tl.dot(factor(state, PRECISION), taps[half], total, input_precision=PRECISION)
         for k in tl.static_range(TAPS):
             if k != half:
-                total = tl.dot(late(around[k]), taps[k], total, input_precision=PRECISION)
+                total = tl.dot(late(around[k], PRECISION), taps[k], total, input_precision=PRECISION)
         if NONLINEARITY == "relu":
             state = tl.where(total <= 0, 0.0, total)  # not a maximum, which would hide a nan
         elif NONLINEARITY == "tanh":
@@ -196,7 +208,7 @@ def go_back(
         weight_at = grad_weight + (sequence * FEATURES + i) * neurons * C + tile
         weight_sums = weight_sums + (tl.load(weight_at, mask=live, other=0.0),)
     for k in tl.static_range(TAPS):
-        taps = taps + (tl.load(kernel + k * C * C + square),)
+        taps = taps + (factor(tl.load(kernel + k * C * C + square), PRECISION),)
         kernel_sums = kernel_sums + (tl.zeros((groups, C, C), tl.float32),)
     source = slots + steps * slot + own
     state = tl.load(source + tile, mask=live, other=0.0)
@@ -228,10 +240,11 @@ def go_back(
             else:
                 around = around + (neighbours(drive_at, row, live, half - k, neurons, C),)
         centre = kernel_sums[half]
+        other = factor(gradient, PRECISION)
         if SUMS_KERNEL:
-            before = tl.permute(tl.reshape(state, (groups, rows, C)), (0, 2, 1))
-            after = tl.reshape(gradient, (groups, rows, C))
-        gradient = tl.dot(gradient, taps[half], input_precision=PRECISION)
+            before = tl.permute(tl.reshape(factor(state, PRECISION), (groups, rows, C)), (0, 2, 1))
+            after = tl.reshape(other, (groups, rows, C))
+        gradient = tl.dot(other, taps[half], input_precision=PRECISION)
         if SUMS_KERNEL:
             centre = tl.dot(before, after, centre, input_precision=PRECISION)
         kernel_next = ()
@@ -239,7 +252,7 @@ def go_back(
             if k == half:
                 kernel_next = kernel_next + (centre,)
             else:
-                other = late(around[k])
+                other = late(around[k], PRECISION)
                 gradient = tl.dot(other, taps[k], gradient, input_precision=PRECISION)
                 if SUMS_KERNEL:
                     after = tl.reshape(other, (groups, rows, C))
