@@ -3,4 +3,4 @@
 from wrnn.benchmark import main
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(any(row.error for row in main()))

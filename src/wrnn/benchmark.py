@@ -34,6 +34,7 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
 from wrnn import schema
+from wrnn.config import first_line
 from wrnn.cores.irnn import IdentityRNN
 from wrnn.cores.wrnn import TravelingWaveRNN
 from wrnn.runs import cpu_name, git_state
@@ -55,7 +56,10 @@ DISTURBED = 0.15
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: `ratio` is of the released loop's time, `share` of the peak, nan where there is none."""
+    """One line of the table: `ratio` is of the released loop's time, `share` of the peak, nan where there is none.
+
+    `error`: why a variant could not be timed; the others are all the same.
+    """
 
     model: str
     task: str
@@ -67,6 +71,7 @@ class Row:
     gflops: float
     share: float
     memory_gib: float | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -203,19 +208,23 @@ def measure(
             functions[name] = _of_module(parts, name, batch)
             continue
         loop = (EagerLoop if name == "eager" else ReleasedLoop)(core, last_only, compiled=name == "compiled").to(device)
-        whole = _Whole(loop, parts)
-        if name == "graphed":
-            torch.cuda.make_graphed_callables(whole, (batch.inputs.clone(), batch.targets.clone()))
-        functions[name] = _of_loop(whole, batch)
+        functions[name] = _of_loop(_Whole(loop, parts), batch, name == "graphed")
     seconds: dict[str, list[float]] = {name: [] for name in functions}
+    failed: dict[str, str] = {}
     memory: dict[str, float] = {}
     for repeat in range(repeats + 2):
         for name, function in functions.items():
+            if name in failed:
+                continue
             held = 0
             if device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
                 held = torch.cuda.memory_allocated()
-            taken = seconds_of(function, device)
+            try:
+                taken = seconds_of(function, device)
+            except RuntimeError as error:  # out of memory, say; the others' figures must not be lost
+                failed[name] = first_line(error)
+                continue
             if repeat > 1:
                 seconds[name].append(taken)
             if device == "cuda" and name not in ("graphed", "replayed"):
@@ -225,18 +234,25 @@ def measure(
     weights = core.kernel.numel() * core.ring_size if isinstance(core, TravelingWaveRNN) else core.weight.numel()
     gflop = 6e-9 * batch_size * length * weights
     gbytes = 2e-9 * 4 * batch_size * length * core.output_size
-    released = statistics.median(seconds["released"]) if "released" in seconds else float("nan")
+    released = statistics.median(seconds.get("released") or [float("nan")])
     rows = []
     for name, times in seconds.items():
-        median = statistics.median(times)
+        median = statistics.median(times or [float("nan")])
         share = max(gflop / peak.gflops, gbytes / peak.gbytes) / median
         ratio, speed = median / released, gflop / median
-        rows.append(Row(model, task, name, batch_size, length, 1e3 * median, ratio, speed, share, memory.get(name)))
+        facts = (1e3 * median, ratio, speed, share, memory.get(name), failed.get(name))
+        rows.append(Row(model, task, name, batch_size, length, *facts))
     return rows
 
 
-def _of_loop(whole: _Whole, batch: SequenceBatch) -> Callable[[], None]:
+def _of_loop(whole: _Whole, batch: SequenceBatch, graphed: bool) -> Callable[[], None]:
+    recorded = not graphed
+
     def run() -> None:
+        nonlocal recorded
+        if not recorded:
+            torch.cuda.make_graphed_callables(whole, (batch.inputs.clone(), batch.targets.clone()))
+            recorded = True
         whole.loop.zero_grad()
         whole(batch.inputs, batch.targets).backward()
 
@@ -318,7 +334,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
                     print(
                         f"{model:6} {task:10} {row.variant:9} {row.batch_size:5} {row.sequence_length:5} "
                         f"{row.milliseconds:8.1f} {row.ratio:6.3f} {row.gflops:8.0f} {row.share:8.0%} "
-                        f"{'' if row.memory_gib is None else f'{row.memory_gib:5.1f}'}",
+                        f"{'' if row.memory_gib is None else f'{row.memory_gib:5.1f}'}{row.error or ''}",
                         flush=True,
                     )
                 if options.output:

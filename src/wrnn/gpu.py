@@ -107,7 +107,8 @@ def _bench(session: Session, step: str, real: list[str], rehearsal: list[str]) -
     )
     rows = json.loads(output.read_text())["rows"] if output.is_file() else []
     lines = [
-        f"{row['model']} {row['task']} {row['variant']} {row['milliseconds']:.2f} ms, {row['ratio']:.3f} of released"
+        f"{row['model']} {row['task']} {row['variant']} "
+        + (row["error"] or f"{row['milliseconds']:.2f} ms, {row['ratio']:.3f} of released, {row['share']:.0%} of peak")
         for row in rows
         if row["variant"] not in ("eager", "compiled")
     ]

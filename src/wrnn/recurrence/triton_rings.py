@@ -59,7 +59,9 @@ def problem(bias: Tensor, kernel: Tensor) -> str | None:
 
 def describe(like: Tensor) -> str:
     """Where the kernels run."""
-    return f"on {torch.cuda.get_device_name(like.device)}" if like.is_cuda else "interpreted, to test it"
+    if not like.is_cuda:
+        return "interpreted, to test it"
+    return f"on {torch.cuda.get_device_name(like.device)}, tuned at the first use of a size (some seconds)"
 
 
 def _interpreted() -> bool:
@@ -164,13 +166,19 @@ class _Rings:
         drive_TBCN = self.inputs[:, start:stop].transpose(0, 1).unflatten(-1, (self.channels, self.neurons))
         return None, self.layout(drive_TBCN)
 
+    def launch(self, kernel: Any, *arguments: Any, **constants: Any) -> None:
+        """Start a kernel, one program a sequence, on the device of the tensors."""
+        with torch.cuda.device_of(self.bias_NP):
+            kernel[(self.batch,)](*arguments, **constants, **self.options)
+
     def advance(self, slots: Tensor, start: int, stop: int) -> Tensor:
         """Run the steps from slot 0 on, the states going around the other slots; return a view of the last one."""
         x, drive = self._given(start, stop)
         turns = len(slots) - 1
-        self.kernels.advance[(self.batch,)](
+        self.launch(
+            self.kernels.advance,
             x, self.few_weight_INP, drive, self.bias_NP, self.kernel_KPP, slots,
-            stop - start, self.neurons, self.batch, turns, *self.inputs.stride(), SHARED=self.shares, **self.options,
+            stop - start, self.neurons, self.batch, turns, *self.inputs.stride(), SHARED=self.shares,
         )  # fmt: skip
         return slots[1 + (stop - start - 1) % turns]
 
@@ -215,11 +223,12 @@ class _Gradients:
         elif outer_TBX is not None:
             grad_states = rings.layout(outer_TBX)
         x = rings.inputs[:, start:stop] if rings.options["FEATURES"] else None
-        rings.kernels.go_back[(rings.batch,)](
+        rings.launch(
+            rings.kernels.go_back,
             x, grad_last, grad_states, adjoint_KPP, slots, grad_first, grad_drive,
             self.few_weight_BINP, self.bias_BNP, self.kernel_BKPP,
             steps, rings.neurons, rings.batch, len(grad_drive), *rings.inputs.stride(),
-            SUMS_KERNEL=self.need_kernel, **rings.options,
+            SUMS_KERNEL=self.need_kernel,
         )  # fmt: skip
         if self.weight_IM is not None:
             self.weight_IM.addmm_(rings.flat_inputs(start, stop).t(), grad_drive.flatten(0, 1).flatten(1))
