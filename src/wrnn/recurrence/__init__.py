@@ -3,7 +3,8 @@
 `u *` is the cross-correlation of `torch.nn.functional.conv1d` with circular padding: out_n = sum_k u_k h_{n+k-K//2},
 so taps [0, 0, 1] move activity by one neuron towards lower indices per step. Source: Keller et al. 2024, section 2 (the
 model); how it is computed is ours: functions.py chooses, reference.py is the readable loop and the truth for all,
-rings.py and dense.py are forms in plain torch, kernel.cpp (through cpp.py) the compiled one.
+rings.py and dense.py are forms in plain torch; kernel.cpp (through cpp.py) is compiled for the CPU, triton_kernels.py
+(through triton_rings.py) for a GPU.
 """
 
 from wrnn.recurrence.functions import BACKENDS, Sequence, dense_recurrence, ring_recurrence

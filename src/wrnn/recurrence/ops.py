@@ -28,7 +28,7 @@ def choose(backend: str, bias: Tensor, kernel: Tensor) -> str:
     misfit = form.misfit(bias)
     if misfit and backend == wanted:
         raise ValueError(f"recurrence={backend}: {misfit}")
-    problem = misfit or form.problem(bias, kernel)
+    problem = f"{wanted} {misfit}" if misfit else form.problem(bias, kernel)
     if problem:
         say_once(f"recurrence={backend}: torch, which is slower, because {problem}")
         return "torch"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import lightning as L
+import torch
 from torch import Tensor
 
 from wrnn.checks import whole_number
@@ -109,6 +110,14 @@ class Task(L.LightningDataModule, ABC):
 
     def setup(self, stage: str | None = None) -> None:
         """Build what the batches need; a task that makes them up needs nothing."""
+
+    def transfer_batch_to_device(
+        self, batch: SequenceBatch, device: torch.device, dataloader_idx: int
+    ) -> SequenceBatch:
+        """From pinned memory to a GPU, so that the copy waits for nothing."""
+        if device.type == "cuda" and not batch.inputs.is_cuda:
+            batch = batch._replace(inputs=batch.inputs.pin_memory(), targets=batch.targets.pin_memory())
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def stream(self, split: str) -> BatchStream:
         """The batches of a split."""
