@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from wrnn import schema
 
+os.environ["WRNN_TUNE"] = "0"  # a GPU would try six kernels at each of the many sizes here
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # the GPU's kernels in numpy; read when they are first imported
 

@@ -67,6 +67,23 @@ def test_odd_sizes(sizes):
     compare(ring_arguments(*sizes), "last")
 
 
+def test_a_long_sequence():
+    """784 steps of nearly the paper's start, as in test_recurrence.py: within 5e-5 of the largest number."""
+    inputs, input_weight, bias, kernel, state, _ = ring_arguments(1, 784, 1, 16, 32, 3)
+    shift = torch.zeros(16, 16, 3, dtype=torch.float64)
+    shift[range(16), range(16), 2] = 0.99
+    arguments = [inputs.abs(), input_weight.abs(), bias.abs(), shift + 0.002 * kernel.abs(), state.abs(), None]
+    arguments = [None if argument is None else argument.detach().requires_grad_() for argument in arguments]
+    truth = outcome(ring_recurrence, arguments, "last", backend="reference")
+    found = outcome(ring_recurrence, single(arguments), "last", backend="triton")
+    assert all(distance(a.cpu(), b) < 5e-5 for a, b in zip(found, truth, strict=True))
+
+
+@pytest.mark.parametrize("batch", [1, 40 if DEVICE == "cpu" else 4096])
+def test_small_and_large_batches(batch):
+    compare(ring_arguments(batch, 3, 1, 3, 10, 3), "last")
+
+
 @pytest.mark.parametrize("neurons", [19, 32])
 def test_pulse_moves_one_neuron_a_step_exactly(neurons):
     channels, steps = 2, 3 * neurons

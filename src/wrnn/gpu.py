@@ -31,7 +31,7 @@ NEEDED = (
     "pytest", "pytest_timeout", "hypothesis",
 )  # fmt: skip
 STEPS = ("tests", "bench", "epoch", "bench_all", "profile")
-SECONDS = {"tests": 240, "bench": 300, "epoch": 240, "bench_all": 600, "profile": 240}
+SECONDS = {"tests": 300, "bench": 300, "epoch": 240, "bench_all": 600, "profile": 240}
 """Most that a step may take."""
 
 
@@ -82,7 +82,10 @@ def tests(session: Session) -> None:
     started = time.monotonic()
     files = ["tests/test_triton.py", "tests/test_module.py"]
     marks = "not slow" if session.gpu else "not slow and not gpu"
-    good = session.run("tests", [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-m", marks, *files])
+    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-m", marks]
+    if session.gpu and importlib.util.find_spec("xdist"):
+        pytest += ["-n", "8"]  # compiling takes most of the time
+    good = session.run("tests", [*pytest, *files])
     session.note("tests", good, session.last_line("tests"), started)
 
 

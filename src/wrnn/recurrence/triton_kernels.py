@@ -10,10 +10,12 @@
 
 Axes: N neurons and C channels, both padded to powers of two, C to at least 16; K taps. Padding is zero throughout.
 `slots` are states in memory, (slot, sequence, neuron, C); slot 0 is the state before the first step.
+With WRNN_TUNE=0 the first choice is taken untried, which tests are thankful for.
 Under TRITON_INTERPRET=1, set before this module is imported, all of this runs on the CPU, in numpy.
 """
 
 import itertools
+import os
 
 import triton
 import triton.language as tl
@@ -40,7 +42,8 @@ def _sensible(configs, _, **options):
     least, most = _NUMBERS_A_THREAD
     numbers = {config: options["N"] * options["C"] // (32 * config.num_warps) for config in configs}
     warps = max(config.num_warps for config in configs)
-    return [c for c in configs if least <= numbers[c] <= most or (numbers[c] > most and c.num_warps == warps)]
+    found = [c for c in configs if least <= numbers[c] <= most or (numbers[c] > most and c.num_warps == warps)]
+    return found[:1] if os.environ.get("WRNN_TUNE") == "0" else found
 
 
 @triton.jit
