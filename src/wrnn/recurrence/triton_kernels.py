@@ -8,7 +8,8 @@
 - Backward. The same loop from the last step to the first, with the transposed kernel. The gradient of the kernel is
   summed over all steps in registers, by groups of rows, as one batched product (C, rows) x (rows, C) a tap.
 
-Axes: N neurons and C channels, both padded to powers of two, C to at least 16; K taps. Padding is zero throughout.
+Axes: N neurons and C channels, both padded to powers of two of at least 16. Padding is loaded as zero, and what comes
+of it stays zero.
 `slots` are states in memory, (slot, sequence, neuron, C); slot 0 is the state before the first step.
 With WRNN_TUNE=0 the first choice is taken untried, which tests are thankful for.
 Under TRITON_INTERPRET=1, set before this module is imported, all of this runs on the CPU, in numpy.
@@ -155,7 +156,6 @@ def advance(
             state = tanh(total)
         else:
             state = total
-        state = tl.where(live, state, 0.0)
         source = slots + (1 + t % turns) * slot + own
         tl.store(source + tile, state, mask=live)
         tl.debug_barrier()
@@ -224,7 +224,6 @@ def go_back(
             gradient = tl.where(state <= 0, 0.0, gradient)
         elif NONLINEARITY == "tanh":
             gradient = gradient * (1 - state * state)
-        gradient = tl.where(live, gradient, 0.0)
         drive_at = grad_drive + (t % turns) * slot + own
         tl.store(drive_at + tile, gradient, mask=live)
         source -= slot
