@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -12,8 +14,17 @@ from omegaconf import DictConfig
 from wrnn import schema
 
 os.environ["WRNN_TUNE"] = "0"  # a GPU would try six kernels at each of the many sizes here
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # the GPU's kernels in numpy; read when they are first imported
+INTERPRETS = not torch.cuda.is_available()
+if INTERPRETS:
+    os.environ["TRITON_INTERPRET"] = "1"  # the GPU's kernels in numpy; Triton looks when it is first imported
+try:
+    TRITON = [int(part) for part in version("triton").split(".")[:2]]
+except PackageNotFoundError:
+    TRITON = [0, 0]
+needs_triton = pytest.mark.skipif(
+    TRITON < ([3, 8] if INTERPRETS and numpy.lib.NumpyVersion(numpy.__version__) >= "2.4.0" else [3, 3]),
+    reason="no Triton, or its interpreter is too old for this NumPy (3.6 takes 2.3)",
+)
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"

@@ -42,6 +42,13 @@ def test_cuda_graphs_need_a_gpu(compose_config: Compose, tmp_path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_way_to_compute_that_the_device_has_not(compose_config: Compose, tmp_path, monkeypatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ConfigError, match="recurrence=triton: runs float32 on a CUDA GPU, not torch.float32 on cpu"):
+        train(compose_config(*TINY_COPY, "recurrence=triton"))
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_precision_that_is_none(compose_config: Compose) -> None:
     with pytest.raises(ConfigError, match="matmul_precision=low: must be one of highest, high, medium"):
         train(compose_config(*TINY_COPY, "matmul_precision=low"))

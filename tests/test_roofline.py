@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, needs_triton
+
+pytestmark = needs_triton
 
 
 def compiles(program: str) -> None:

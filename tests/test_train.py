@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import wrnn
-from conftest import CONF, ROOT, TINY_COPY, TINY_PSMNIST, Compose
+from conftest import CONF, ROOT, TINY_COPY, TINY_PSMNIST, Compose, needs_triton
 from wrnn.errors import ConfigError, DivergedError
 from wrnn.loggers import read_metrics
 from wrnn.runs import ENVIRONMENT, RESULTS, read_json
@@ -88,6 +88,17 @@ def test_both_recurrences_train_alike(compose_config: Compose, tmp_path: Path) -
         for name in ("torch", "reference")
     ]
     assert found[0] == pytest.approx(found[1], rel=1e-4)  # float32 rounding over 15 steps of Adam
+
+
+@needs_triton
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here they are interpreted; make gpu trains with them")
+def test_the_kernels_of_a_gpu_train_alike(compose_config: Compose, tmp_path: Path) -> None:
+    few = (*TINY_COPY, "trainer.max_steps=3", "task.datamodule.num_val=4", "task.datamodule.num_test=4")
+    found = [
+        train(compose_config(*few, f"recurrence={name}", f"paths.run_dir={tmp_path}/{name}"))["test/cross_entropy"]
+        for name in ("torch", "triton")
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
 def test_a_wave_learns_to_copy(compose_config: Compose) -> None:

@@ -2,26 +2,18 @@
 
 import math
 
-import numpy
 import pytest
 import torch
-import triton
 from hypothesis import settings
 from torch import Tensor
 
+from conftest import needs_triton
 from test_recurrence import ANY_CASE, QUIET, distance, near_zero, outcome, ring_arguments, to
 from wrnn.recurrence import ops, ring_recurrence, triton_rings
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
-OLD = [int(part) for part in triton.__version__.split(".")[:2]] < [3, 8]
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),  # Triton 3.6's own
-    pytest.mark.skipif(
-        DEVICE == "cpu" and OLD and numpy.lib.NumpyVersion(numpy.__version__) >= "2.4.0",
-        reason="the interpreter of Triton 3.6 does not take NumPy 2.4 and later",
-    ),
-]
+pytestmark = needs_triton
 
 
 def single(arguments: list[Tensor | None]) -> list[Tensor | None]:

@@ -66,12 +66,11 @@ class Session:
         lines = (self.folder / f"{step}.log").read_text().strip().splitlines()
         return lines[-1].strip("= ") if lines else ""
 
-    def note(self, step: str, ended_well: bool, result: str, started: float) -> None:
+    def note(self, step: str, ended_well: bool, result: str, started: float, details: Any = None) -> None:
         """Keep what came of a step, on disk at once."""
         state = "done" if ended_well else "FAILED"
-        self.results.append(
-            {"step": step, "state": state, "seconds": round(time.monotonic() - started), "result": result}
-        )
+        seconds = round(time.monotonic() - started)
+        self.results.append({"step": step, "state": state, "seconds": seconds, "result": result, "details": details})
         facts = {"gpu": self.gpu, "steps": self.results}
         (self.folder / "summary.json").write_text(json.dumps(facts, indent=2) + "\n")
         print(f"{step}: {state}; {result}", flush=True)
@@ -137,14 +136,12 @@ def epoch(session: Session) -> None:
             command = [sys.executable, "src/train.py", *options, *more, f"paths.run_dir={run}/run"]
             good = session.run("epoch", command)
             found = Path(run) / "run" / "results.json"
-            if found.is_file():
-                shutil.copy(found, session.folder / f"{name}.json")
+            got = json.loads(found.read_text()) if found.is_file() else {}
         result = session.last_line("epoch")
         if good:
-            got = json.loads((session.folder / f"{name}.json").read_text())
             result = f"{got['steps']} steps in {got['seconds']:.1f} s, {got['steps_per_second']:.1f} steps/s, "
             result += f"test accuracy {got['test/accuracy']:.4f}"
-        session.note(name, good, result, started)
+        session.note(name, good, result, started, got)
 
 
 def profile(session: Session) -> None:
@@ -177,9 +174,12 @@ def main(arguments: list[str] | None = None) -> int:
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     print(f"torch {torch.__version__}, {gpu or 'NO GPU: torch sees none; a rehearsal on the CPU at tiny sizes'}")
-    options.output.mkdir(parents=True, exist_ok=True)
-    for leftover in options.output.glob("*.log"):
-        leftover.unlink()  # logs are added to
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+        for leftover in options.output.glob("*.log"):
+            leftover.unlink()  # logs are added to
+    except OSError as error:
+        parser.error(f"--output={options.output}: {error.strerror}")
     session = Session(options.output.resolve(), time.monotonic() + 60 * options.minutes, gpu)
     steps: dict[str, Callable[[Session], None]] = {
         "tests": tests, "bench": bench, "epoch": epoch, "bench_all": bench_all, "profile": profile

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -142,8 +143,10 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         default_root_dir=str(folder),
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
     )
-    if cfg.cuda_graphs and not (trainer.strategy.root_device.type == "cuda" and trainer.world_size == 1):
-        raise ConfigError(f"cuda_graphs=true: needs one CUDA GPU, not {trainer.strategy.root_device.type}")
+    device = trainer.strategy.root_device
+    if cfg.cuda_graphs and not (device.type == "cuda" and trainer.world_size == 1):
+        raise ConfigError(f"cuda_graphs=true: needs one CUDA GPU, not {device.type}")
+    _guarded(partial(parts.core.check_device, device))
     parts.module.cuda_graphs = cfg.cuda_graphs
     runs.start(folder, cfg)
     for logger in loggers:

@@ -39,6 +39,9 @@ class Core(nn.Module, ABC):
         """(channels, neurons per channel) where the output is a set of rings, else None."""
         return None
 
+    def check_device(self, device: torch.device) -> None:
+        """Raise ValueError if the core is told to compute in a way that this device does not have."""
+
     @abstractmethod
     def initial_state(self, batch_size: int) -> State:
         """The state before the first step, on the core's device and in its dtype."""

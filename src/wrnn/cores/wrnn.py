@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from wrnn.checks import one_of, whole_number
 from wrnn.cores.base import Core, State
 from wrnn.inits import Initializer, ones_, shift_
-from wrnn.recurrence import BACKENDS, NONLINEARITIES, Sequence, ring_recurrence
+from wrnn.recurrence import BACKENDS, NONLINEARITIES, Sequence, choose, ring_recurrence
 
 # B batch, T time, I input features, C channels, N neurons per channel, K kernel taps
 
@@ -88,6 +88,10 @@ class TravelingWaveRNN(Core):
     def ring_shape(self) -> tuple[int, int]:
         """(C, N)."""
         return self.num_channels, self.ring_size
+
+    def check_device(self, device: torch.device) -> None:
+        """See `Core`; says how the time loop will run."""
+        choose(self.recurrence, self.bias[:, None].expand(self.ring_shape).to(device), self.kernel.to(device))
 
     def initial_state(self, batch_size: int) -> Tensor:
         """Silence: zeros (B, C, N)."""

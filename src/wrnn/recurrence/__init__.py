@@ -8,6 +8,7 @@ rings.py and dense.py are forms in plain torch; kernel.cpp (through cpp.py) is c
 """
 
 from wrnn.recurrence.functions import BACKENDS, Sequence, dense_recurrence, ring_recurrence
+from wrnn.recurrence.ops import choose
 from wrnn.recurrence.reference import NONLINEARITIES
 
-__all__ = ["BACKENDS", "NONLINEARITIES", "Sequence", "dense_recurrence", "ring_recurrence"]
+__all__ = ["BACKENDS", "NONLINEARITIES", "Sequence", "choose", "dense_recurrence", "ring_recurrence"]

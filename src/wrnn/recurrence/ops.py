@@ -22,7 +22,7 @@ def choose(backend: str, bias: Tensor, kernel: Tensor) -> str:
     Raises: ValueError for one that cannot run on this device and dtype.
     """
     wanted = backend if backend != "auto" else {"cpu": "cpp", "cuda": "triton"}.get(bias.device.type, "torch")
-    if wanted == "torch":
+    if wanted not in ("cpp", "triton"):
         return wanted
     form = _FORMS[wanted]
     misfit = form.misfit(bias)

@@ -12,7 +12,7 @@ Axes: N neurons and C channels, both padded to powers of two of at least 16. Pad
 of it stays zero.
 `slots` are states in memory, (slot, sequence, neuron, C); slot 0 is the state before the first step.
 With WRNN_TUNE=0 the first choice is taken untried, which tests are thankful for.
-Under TRITON_INTERPRET=1, set before this module is imported, all of this runs on the CPU, in numpy.
+Under TRITON_INTERPRET=1, set before Triton is imported, all of this runs on the CPU, in numpy.
 """
 
 import itertools
