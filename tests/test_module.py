@@ -6,6 +6,7 @@ from torch import nn
 
 from conftest import TINY_COPY, Compose
 from wrnn.errors import ConfigError
+from wrnn.precision import float32_products
 from wrnn.training import build, train
 
 
@@ -52,6 +53,14 @@ def test_a_way_to_compute_that_the_device_has_not(compose_config: Compose, tmp_p
 def test_a_precision_that_is_none(compose_config: Compose) -> None:
     with pytest.raises(ConfigError, match="matmul_precision=low: must be one of highest, high, medium"):
         train(compose_config(*TINY_COPY, "matmul_precision=low"))
+
+
+def test_a_run_keeps_all_bits_unless_told_otherwise() -> None:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    for precision, cuts in (("highest", False), ("high", True)):
+        with float32_products(precision):
+            assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == (precision, cuts)
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
 
 
 @pytest.mark.gpu

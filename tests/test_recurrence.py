@@ -53,7 +53,7 @@ def outcome(function, arguments, wants: str, **options) -> list[Tensor]:
     found = [value for value in function(*arguments, wants=wants, **options) if value is not None]
     loss, generator = torch.zeros((), dtype=found[0].dtype), torch.Generator().manual_seed(1)
     for value in found:
-        loss = loss + (value * torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.dtype)).sum()
+        loss = loss + (value * torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)).sum()
     tensors = [argument for argument in arguments if argument is not None and argument.requires_grad]
     return [*(value.detach() for value in found), *torch.autograd.grad(loss, tensors)]
 

@@ -9,7 +9,8 @@ Variants, all with the same weights, batch and loss:
 - `compiled`: the released cell under torch.compile.
 - `torch`, `cpp`, `triton`: ours, core, readout and objective as a run builds them from the config; `cudnn` is the dense
   core on a GPU. `replayed`: what `auto` takes there, under CUDA graphs. `tf32`: the same with matmul_precision=high.
-  A variant that the device or the core does not have is left out.
+  A variant that the device or the core does not have is left out. All but the last keep every bit of a float32; torch
+  left alone would have cuDNN, and so the released loop's convolution, take TF32.
 
 They take turns within one process, so that a machine that slows down slows all; figures are medians, on a GPU by CUDA
 events. GFLOP are those of the recurrence alone (forward once, backward twice), whatever else a variant computes. The
@@ -37,6 +38,7 @@ from wrnn import schema
 from wrnn.config import first_line
 from wrnn.cores.irnn import IdentityRNN
 from wrnn.cores.wrnn import TravelingWaveRNN
+from wrnn.precision import float32_products
 from wrnn.runs import cpu_name, git_state
 from wrnn.tasks.base import SequenceBatch, Task
 from wrnn.tasks.nscifar10 import ROWS, NoisyRows
@@ -221,7 +223,8 @@ def measure(
                 torch.cuda.reset_peak_memory_stats()
                 held = torch.cuda.memory_allocated()
             try:
-                taken = seconds_of(function, device)
+                with float32_products("high" if name == "tf32" else "highest"):
+                    taken = seconds_of(function, device)
             except RuntimeError as error:  # out of memory, say; the others' figures must not be lost
                 failed[name] = first_line(error)
                 continue
@@ -262,14 +265,10 @@ def _of_loop(whole: _Whole, batch: SequenceBatch, graphed: bool) -> Callable[[],
 def _of_module(parts: Parts, name: str, batch: SequenceBatch) -> Callable[[], None]:
     def run() -> None:
         parts.core.recurrence = OURS[name]  # type: ignore[assignment]
-        torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
-        try:
-            if name == "replayed":
-                parts.module.replayed(batch)[0].backward()
-            else:
-                parts.objective.loss(parts.module(batch.inputs, batch.shared_from), batch.targets).backward()
-        finally:
-            torch.set_float32_matmul_precision("highest")
+        if name == "replayed":
+            parts.module.replayed(batch)[0].backward()
+        else:
+            parts.objective.loss(parts.module(batch.inputs, batch.shared_from), batch.targets).backward()
 
     return run
 

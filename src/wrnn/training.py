@@ -34,12 +34,10 @@ from wrnn.cores.base import Core
 from wrnn.errors import ConfigError, Interrupted
 from wrnn.module import Schedule, SequenceModule
 from wrnn.objectives import Objective
+from wrnn.precision import PRECISIONS, float32_products
 from wrnn.tasks.base import Task
 
 Kind = TypeVar("Kind", bound=Callback)
-
-
-_PRECISIONS = ("highest", "high", "medium")
 
 
 @dataclass(frozen=True)
@@ -73,8 +71,8 @@ def build(cfg: DictConfig) -> Parts:
     check(cfg, ("model", "task", "optimizer", "scheduler"))  # no more, so that runs outlive renamed callbacks
     _check_starts(cfg)
     precision = cfg.get("matmul_precision", "highest")
-    if precision not in _PRECISIONS:
-        raise ConfigError(f"matmul_precision={precision}: must be one of {', '.join(_PRECISIONS)}")
+    if precision not in PRECISIONS:
+        raise ConfigError(f"matmul_precision={precision}: must be one of {', '.join(PRECISIONS)}")
     if not isinstance(cfg.seed, int) or cfg.seed < 0:
         raise ConfigError(f"seed={cfg.seed}: must be a whole number of at least 0")
     torch.manual_seed(cfg.seed)
@@ -154,7 +152,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     going_on = f", going on from {checkpoint}" if checkpoint else ""
     print(f"{cfg.run_name}: {_sizes(parts)}; run folder {folder}{going_on}", flush=True)
     try:
-        with _known_failures(folder), _matmul_precision(cfg):
+        with _known_failures(folder), float32_products(cfg.matmul_precision):
             trainer.fit(parts.module, datamodule=parts.task, ckpt_path=checkpoint, weights_only=True)
             results = _finish(cfg, parts, trainer, folder)
     except BaseException:
@@ -221,7 +219,7 @@ def evaluate(
         enable_model_summary=False, default_root_dir=str(folder),
     )  # fmt: skip
     _guarded(run.task.prepare_data)
-    with _matmul_precision(run.config):
+    with float32_products(run.config.get("matmul_precision", "highest")):
         metrics = {key: float(value) for key, value in trainer.test(run.module, run.task, verbose=False)[0].items()}
     print_table(f"{run.config.run_name}, {folder}", metrics)
     return metrics
@@ -288,17 +286,6 @@ def _close(loggers: list[Any], exit_code: int) -> None:
         import wandb  # late: no other path needs it
 
         wandb.finish(exit_code)
-
-
-@contextmanager
-def _matmul_precision(cfg: DictConfig) -> Iterator[None]:
-    """Float32 products as the config wants them; process-wide."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(cfg.get("matmul_precision", "highest"))
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager

@@ -126,8 +126,8 @@ def dense_recurrence(
 
     Shape: inputs (B, T, I) with input_weight (N, I), or (B, T, N), the finished drive, with input_weight None; bias
     (N,); weight (N out, N in); state (B, N). Returns the last state (B, N) and, for wants="states", all (B, T, N).
-    Matrix products do the work, so `cpp` means `torch` here; on a GPU `auto` takes cuDNN where it can. Else as
-    `ring_recurrence`.
+    Matrix products do the work, so `cpp` and `triton` mean `torch` here; on a GPU `auto` takes cuDNN where it can (with
+    TF32 unless torch.backends.cudnn.allow_tf32 is False, as it is in a run). Else as `ring_recurrence`.
     """
     one_of("wants", wants, ("states", "last"))
     one_of("nonlinearity", nonlinearity, NONLINEARITIES)
