@@ -42,11 +42,11 @@ train: install  ## a first look: a Wave-RNN learns psMNIST, within ten minutes o
 sweep: install  ## three seeds of a small copy task
 	$(IN)python src/train.py task=copy sweep=seeds trainer.max_steps=500 $(ARGS)
 
-bench: install  ## the paper's loop against ours at the sizes of all tasks; writes results/bench/
-	$(IN)python src/bench.py --output results/bench/cpu.json $(ARGS)
+bench: install  ## on the CPU, the paper's loop against ours at the sizes of all tasks; writes results/bench/
+	$(IN)python src/bench.py --device cpu --output results/bench/cpu.json $(ARGS)
 
 bench-quick: install  ## the same in about a minute: psMNIST and copy
-	$(IN)python src/bench.py --model wrnn --task psmnist copy100 --variant released torch cpp --repeats 2 $(ARGS)
+	$(IN)python src/bench.py --device cpu --model wrnn --task psmnist copy100 --variant released torch cpp --repeats 2 $(ARGS)
 
 gpu:  ## on a machine with a GPU: tests, benchmark, an epoch; no network, no .venv; ARGS="--minutes 9 --output DIR"
 	$(PYTHON) src/gpu.py $(ARGS)

@@ -26,14 +26,14 @@ def test_a_variant_that_fails_loses_nothing_else(monkeypatch: pytest.MonkeyPatch
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(EagerLoop, "forward", forward)
-    small = ["--set", "task.datamodule.batch_size=4", "task.datamodule.delay=1"]
+    small = ["--device", "cpu", "--set", "task.datamodule.batch_size=4", "task.datamodule.delay=1"]
     rows = main(["--model", "wrnn", "--task", "copy100", "--repeats", "1", "--variant", "eager", "torch", *small])
     assert [(row.variant, row.error) for row in rows] == [("eager", "no room"), ("torch", None)]
     assert rows[1].milliseconds > 0
 
 
 def test_the_table_is_written(tmp_path: Path) -> None:
-    small = ["--set", "task.datamodule.batch_size=4", "task.datamodule.delay=1"]
+    small = ["--device", "cpu", "--set", "task.datamodule.batch_size=4", "task.datamodule.delay=1"]
     variants = ["--variant", "released", "torch", "cpp"]
     output = tmp_path / "x/bench.json"
     main(["--model", "wrnn", "--task", "copy100", "--repeats", "1", "--output", str(output), *variants, *small])

@@ -13,7 +13,7 @@ from wrnn.tasks.base import BatchStream
 
 def progress(every_seconds: float = 30.0) -> Callback:
     """A rich bar with loss, speed and time left where stdout is a terminal, else `ProgressLines`."""
-    return Bar() if sys.stdout.isatty() else ProgressLines(every_seconds)
+    return Bar(refresh_rate=10) if sys.stdout.isatty() else ProgressLines(every_seconds)
 
 
 class Bar(RichProgressBar):
