@@ -31,7 +31,7 @@ test: lint typecheck  ## lint, types and the default tests: offline, no GPU
 	$(IN)python -m pytest $(ARGS)
 
 test-all: lint typecheck  ## the slow tests too
-	$(IN)python -m pytest -m 'not gpu' $(ARGS)
+	$(IN)python -m pytest -m 'not gpu and not cluster' $(ARGS)
 
 smoke: install  ## three steps of everything on made-up pictures
 	$(IN)python src/train.py debug=default images=fake_mnist task.datamodule.num_val=100 $(ARGS)

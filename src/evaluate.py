@@ -13,9 +13,10 @@ schema.register()
 @hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     """Print the test metrics."""
-    from wrnn.training import evaluate  # late, so that --help does not wait for torch
+    with cli.endings():
+        from wrnn.training import evaluate  # late, so that --help does not wait for torch
 
-    cli.job(lambda cfg: evaluate(Path(cfg.run), cfg.checkpoint, cfg.data_dir, cfg.accelerator), cfg)
+        evaluate(Path(cfg.run), cfg.checkpoint, cfg.data_dir, cfg.accelerator)
 
 
 if __name__ == "__main__":

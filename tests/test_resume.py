@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from conftest import ROOT, TINY_COPY, TINY_PSMNIST, Compose
-from wrnn.runs import read_json
+from wrnn.files import read_json
 from wrnn.training import train
 
 LONGER = {"copy": ("trainer.max_steps=200",), "psmnist": ("trainer.max_epochs=5", "trainer.limit_val_batches=1")}

@@ -14,8 +14,9 @@ import torch
 import wrnn
 from conftest import CONF, ROOT, TINY_COPY, TINY_PSMNIST, Compose, needs_triton
 from wrnn.errors import ConfigError, DivergedError
+from wrnn.files import read_json
 from wrnn.loggers import read_metrics
-from wrnn.runs import ENVIRONMENT, RESULTS, read_json
+from wrnn.runs import ENVIRONMENT, RESULTS
 from wrnn.training import evaluate, train
 
 
@@ -41,7 +42,7 @@ def test_a_run_folder_is_whole(finished: Path) -> None:
     left = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
     assert left == {
         "config.yaml", "environment.json", "metrics.csv", "results.json", "learning_curve.png", "state_over_time.png",
-        "checkpoints/best.ckpt", "checkpoints/last.ckpt",
+        "checkpoints/best.ckpt", "checkpoints/last.ckpt", ".lock",
     }  # fmt: skip
     results, record = read_json(finished / RESULTS), read_json(finished / ENVIRONMENT)
     assert results is not None and record is not None
@@ -233,7 +234,7 @@ def test_a_disk_without_room_is_one_line_and_costs_nothing(tmp_path: Path) -> No
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)  # no file may grow beyond 16 kB
     assert_one_line(done, r"run: cannot be written to \(File too large\); ckpt_path=last goes on")
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert left == {"run/config.yaml", "run/environment.json", "run/metrics.csv"}  # no half checkpoint
+    assert left == {"run/.lock", "run/config.yaml", "run/environment.json", "run/metrics.csv"}  # no half checkpoint
     done = command(*TINY_COPY, "ckpt_path=last", "paths.run_dir=run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 

@@ -1,51 +1,47 @@
-"""What the two commands share: errors as one line, and exit codes.
+"""What the commands share: errors as one line, and exit codes.
 
-0 done, 1 a bug (with its traceback), 2 something the user can mend, 3 diverged, 130 Ctrl-C, 143 SIGTERM.
+0 done, 1 a bug (with its traceback), 2 something the user can mend, 3 diverged, 4 out of memory, 5 a sweep in which not
+every run finished, 130 Ctrl-C, 143 SIGTERM.
 """
 
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from wrnn.errors import ConfigError, DivergedError, Interrupted
-
-
-def job(function: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
-    """Call `function(cfg)` inside a Hydra job. In a single run, expected ways to fail end the process with one line."""
-    try:
-        return function(cfg)
-    except (ConfigError, DivergedError) as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise  # Hydra goes on with the other jobs and reports this one
-        _leave(str(error), error.exit_code)
+from wrnn.errors import ConfigError, DivergedError, Interrupted, OutOfMemory, SweepIncomplete
 
 
 def run(main: Callable[[], None]) -> None:
     """Call a Hydra main: what it raises becomes one line on stderr and an exit code; a bug keeps its traceback."""
     full = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra raise instead of printing several lines
+    with endings():
+        try:
+            main()
+        except (HydraException, OmegaConfBaseException) as error:
+            if full:
+                raise
+            _leave(_flat(error), ConfigError.exit_code)
+
+
+@contextmanager
+def endings() -> Iterator[None]:
+    """Turn the expected ways to end into one line on stderr and an exit code, SIGTERM among them."""
     signal.signal(signal.SIGTERM, _stop)  # before and after training; `ResumePoint` takes over in between
     try:
-        main()
+        yield
     except Interrupted as error:
         _leave(str(error), error.exit_code)
     except KeyboardInterrupt:
         _leave("stopped by SIGINT", 130)
-    except (ConfigError, DivergedError) as error:
+    except (ConfigError, DivergedError, OutOfMemory, SweepIncomplete) as error:
         _leave(str(error), error.exit_code)
-    except (HydraException, OmegaConfBaseException) as error:
-        if full:
-            raise
-        _leave(_flat(error), ConfigError.exit_code)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -69,5 +65,5 @@ def _flat(error: BaseException) -> str:
 
 
 def _leave(message: str, code: int) -> None:
-    print(f"error: {' '.join(message.split())}" if code in (2, 3) else message, file=sys.stderr, flush=True)
+    print(message if code > 128 else f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     sys.exit(code)

@@ -15,9 +15,26 @@ from wrnn.errors import ConfigError
 
 # Keys that say where and how a run is made, not what it computes.
 _NOT_IDENTITY = (
-    "paths", "callbacks", "logger", "ckpt_path", "run_name", "recurrence", "store_every", "cuda_graphs", "pairing",
+    "paths", "callbacks", "logger", "ckpt_path", "run_name", "group", "recurrence", "store_every", "cuda_graphs",
+    "pairing", "retry", "jobs_per_gpu",
 )  # fmt: skip
 _TRAINER_IDENTITY = ("precision", "gradient_clip_val", "accumulate_grad_batches", "limit_train_batches")
+# What a run is given: it may be prolonged, but its results are those of this budget.
+_BUDGET = (
+    "max_epochs", "max_steps", "max_time", "val_check_interval", "check_val_every_n_epoch", "limit_val_batches",
+    "limit_test_batches",
+)  # fmt: skip
+# Callbacks that watch; any other may change what a run does.
+_WATCHERS = (
+    "best",
+    "resume_point",
+    "stop_on_non_finite",
+    "validate_at_end",
+    "solved_step",
+    "progress",
+    "record",
+    "figures",
+)
 
 
 def check(cfg: DictConfig, groups: Collection[str] | None = None) -> None:
@@ -82,6 +99,23 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     for key in ("presets", "max_epochs", "max_steps"):
         plain["task"].pop(key, None)
     return _without_roots(plain)
+
+
+def fingerprint(cfg: DictConfig) -> str:
+    """Eight hexadecimal digits of all that changes a result: the identity, the budget, and rules that end a run early.
+
+    Raises: ConfigError where a value cannot be resolved, or it is no config of a run.
+    """
+    try:
+        plain = {**identity(cfg), "budget": {key: cfg.trainer.get(key) for key in _BUDGET}}
+        callbacks = OmegaConf.to_container(cfg.callbacks or OmegaConf.create(), resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(first_line(error)) from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"not the config of a run: {type(error).__name__} {first_line(error)}") from error
+    assert isinstance(callbacks, dict)
+    rules = {str(key): rule for key, rule in callbacks.items() if key not in _WATCHERS and rule is not None}
+    return digest({**plain, "rules": rules} if rules else plain)
 
 
 def _without_roots(node: Any) -> Any:

@@ -13,6 +13,18 @@ class DivergedError(RuntimeError):
     exit_code = 3
 
 
+class OutOfMemory(RuntimeError):
+    """The run wanted more memory than there is: one line, exit code 4. The last checkpoint is kept."""
+
+    exit_code = 4
+
+
+class SweepIncomplete(RuntimeError):
+    """A sweep has ended with runs that failed or did not end: exit code 5. What finished is kept."""
+
+    exit_code = 5
+
+
 class Interrupted(BaseException):
     """A signal stopped the run after it was saved. Exit code 128 + signal: 130 for Ctrl-C, 143 for SIGTERM.
 

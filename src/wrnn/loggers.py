@@ -10,6 +10,8 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from wrnn.files import write_atomically
+
 STEP = "step"
 
 
@@ -107,20 +109,6 @@ class MetricsCSV(Logger):
             else:
                 self._last_row_at = file.seek(0, os.SEEK_END)
             file.write(text.getvalue())
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old content or the new, never half of it, whatever happens meanwhile."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:

@@ -160,12 +160,24 @@ class SequenceModule(L.LightningModule):
             raise ConfigError(f"optimizer: {error}") from error
         if self.schedule.scheduler is None:
             return optimizer
+        make_scheduler = self.schedule.scheduler
+        if isinstance(make_scheduler, partial) and make_scheduler.keywords.get("total_steps") == -1:
+            make_scheduler = partial(make_scheduler, total_steps=self._steps_in_all())
         try:
-            scheduler = self.schedule.scheduler(optimizer)
+            scheduler = make_scheduler(optimizer)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"scheduler: {error}") from error
         schedule = {"scheduler": scheduler, "interval": self.schedule.interval, "frequency": self.schedule.frequency}
         return {"optimizer": optimizer, "lr_scheduler": {**schedule, "monitor": self.schedule.monitor}}
+
+    def _steps_in_all(self) -> int:
+        """Optimizer steps of a budget in epochs; without a trainer any number will do to check them."""
+        if self._trainer is None:
+            return 100
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ConfigError("scheduler: spans the budget, so set trainer.max_steps or trainer.max_epochs")
+        return int(steps)
 
 
 class _Step(nn.Module):

@@ -5,23 +5,24 @@ metrics.csv, results.json once the run has ended, checkpoints/{best,last}.ckpt, 
 state_over_time.png.
 """
 
-import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
+from filelock import Timeout
 from omegaconf import DictConfig, OmegaConf
 
 import wrnn
 from wrnn.config import differences, first_line, identity
 from wrnn.errors import ConfigError
-from wrnn.loggers import write_atomically
+from wrnn.files import folder_lock, read_json, write_atomically, write_json
 
 CONFIG, RESULTS, ENVIRONMENT = "config.yaml", "results.json", "environment.json"
 LAST, BEST = "checkpoints/last.ckpt", "checkpoints/best.ckpt"
@@ -82,6 +83,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Load a checkpoint to the CPU. Raises: ConfigError where there is none, or it is not whole."""
     if not path.is_file():
         raise ConfigError(f"ckpt_path={path}: no such file")
+    import torch  # late: a sweep's controller reads run folders, and starts faster without it
+
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -94,7 +97,8 @@ def load_config(folder: Path) -> DictConfig:
         cfg = OmegaConf.load(folder / CONFIG)
     except Exception as error:
         raise ConfigError(f"{folder}: not a run folder, {CONFIG} is missing or unreadable") from error
-    assert isinstance(cfg, DictConfig)
+    if not isinstance(cfg, DictConfig):
+        raise ConfigError(f"{folder}: not a run folder, {CONFIG} holds no mapping")
     return cfg
 
 
@@ -103,20 +107,26 @@ def start(folder: Path, cfg: DictConfig) -> None:
     try:
         write_atomically(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
         record = folder / ENVIRONMENT
-        starts = json.loads(record.read_text())["starts"] if record.exists() else []
+        starts = (read_json(record) or {"starts": []})["starts"]
         write_json(record, {"starts": [*starts, environment(cfg)]})
     except OSError as error:
         raise ConfigError(f"paths.run_dir={folder}: cannot be written to ({error.strerror})") from error
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON in one piece."""
-    write_atomically(path, json.dumps(content, indent=2) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The content of a JSON file, or None where there is none."""
-    return json.loads(path.read_text()) if path.exists() else None
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a run folder. Raises: ConfigError where one is in it, or it cannot be made."""
+    try:
+        lock = folder_lock(folder)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ConfigError(f"paths.run_dir={folder}: another process is training in it; wait, or stop it") from error
+    except OSError as error:
+        raise ConfigError(f"paths.run_dir={folder}: cannot be written to ({error.strerror})") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def move_data(cfg: DictConfig, data_dir: str) -> None:
@@ -131,6 +141,8 @@ def move_data(cfg: DictConfig, data_dir: str) -> None:
 
 def environment(cfg: DictConfig) -> dict[str, Any]:
     """What a later reader needs in order to judge or repeat this start: command, versions, commit, hardware, seeds."""
+    import torch
+
     datamodule = OmegaConf.to_container(cfg.task.datamodule, resolve=True)
     assert isinstance(datamodule, dict)
     return {
@@ -149,6 +161,7 @@ def environment(cfg: DictConfig) -> dict[str, Any]:
         },
         "seeds": {"seed": cfg.seed, **{key: value for key, value in datamodule.items() if str(key).endswith("_seed")}},
         "process": os.getpid(),
+        "host": platform.node(),
     }
 
 

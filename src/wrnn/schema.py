@@ -4,10 +4,11 @@ Below `_target_` nodes keys are free here; `wrnn.config.check` holds them agains
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 
 @dataclass
@@ -86,11 +87,14 @@ class RootConfig:
 
     seed: int = 0
     run_name: str = MISSING
+    group: str = MISSING
     preset: str = "corrected"
     recurrence: str = "auto"
     store_every: int | None = None
     matmul_precision: str = "highest"
     cuda_graphs: bool = False
+    retry: bool = False
+    jobs_per_gpu: int = 1
     ckpt_path: str | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -116,8 +120,27 @@ class EvaluateConfig:
     accelerator: str = "auto"
 
 
+def sweep_dir(runs_dir: str, experiment: str | None, sweep: str | None) -> str:
+    """The folder of a sweep: named by the experiment and the axes that were chosen, `multirun` without either."""
+    name = "_".join(part for part in (experiment, sweep) if part) or "multirun"
+    return str(Path(runs_dir, name).absolute())
+
+
+def jobs_at_once(accelerator: str, jobs_per_gpu: int) -> int:
+    """How many jobs this machine takes: `jobs_per_gpu` for each GPU, or one a CPU core where none is there or wanted."""
+    import joblib  # late: every start of every command passes this file
+
+    from wrnn.sweeps.devices import visible_gpus
+
+    gpus = [] if accelerator == "cpu" else visible_gpus()
+    return len(gpus) * jobs_per_gpu or joblib.cpu_count()
+
+
 def register() -> None:
-    """Make the schemas known to Hydra."""
+    """Make the schemas and the config's own functions known to Hydra."""
+    # Cached: jobs, which compose their config anew, take what the controller found.
+    OmegaConf.register_new_resolver("sweep_dir", sweep_dir, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("jobs_at_once", jobs_at_once, use_cache=True, replace=True)
     store = ConfigStore.instance()
     store.store(name="schema", node=RootConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)

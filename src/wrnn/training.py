@@ -31,7 +31,8 @@ from wrnn.callbacks.progress import RunRecord
 from wrnn.callbacks.saving import SolvedStep, WholeFileIO
 from wrnn.config import check, digest, first_line, identity
 from wrnn.cores.base import Core
-from wrnn.errors import ConfigError, Interrupted
+from wrnn.errors import ConfigError, Interrupted, OutOfMemory
+from wrnn.files import read_json, write_json
 from wrnn.module import Schedule, SequenceModule
 from wrnn.objectives import Objective
 from wrnn.precision import PRECISIONS, float32_products
@@ -98,6 +99,8 @@ def _make(key: str, node: DictConfig, **facts: Any) -> Any:
         return instantiate(node, _convert_="all", **facts)
     except InstantiationException as error:
         cause = error.__cause__ or error
+        if _is_out_of_memory(cause):
+            raise OutOfMemory(f"out of memory: {key}: {first_line(cause)}") from error
         message = first_line(cause)
         raise ConfigError(message if "=" in message.split(":")[0] else f"{key}: {message}") from error
 
@@ -117,7 +120,7 @@ def _check_starts(cfg: DictConfig) -> None:
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Train, then test on the selected checkpoint; everything is left in the run folder. Returns the final metrics.
 
-    Raises: ConfigError, DivergedError, Interrupted; see `wrnn.errors`.
+    Raises: ConfigError, DivergedError, OutOfMemory, Interrupted; see `wrnn.errors`.
     """
     check(cfg)
     parts = build(cfg)
@@ -146,9 +149,18 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError(f"cuda_graphs=true: needs one CUDA GPU, not {device.type}")
     _guarded(partial(parts.core.check_device, device))
     parts.module.cuda_graphs = cfg.cuda_graphs
-    runs.start(folder, cfg)
+    with runs.held(folder):
+        runs.start(folder, cfg)
+        return _run(cfg, parts, trainer, folder, checkpoint)
+
+
+def _run(cfg: DictConfig, parts: Parts, trainer: L.Trainer, folder: Path, checkpoint: Path | None) -> dict[str, Any]:
+    """Train and test in a folder that is ours, and end the loggers."""
+    loggers = trainer.loggers
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(settings, dict)
     for logger in loggers:
-        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+        logger.log_hyperparams(settings)
     going_on = f", going on from {checkpoint}" if checkpoint else ""
     print(f"{cfg.run_name}: {_sizes(parts)}; run folder {folder}{going_on}", flush=True)
     try:
@@ -187,7 +199,7 @@ def _finish(cfg: DictConfig, parts: Parts, trainer: L.Trainer, folder: Path) -> 
     if record and record.steps:
         results["steps_per_second"] = record.steps / record.seconds
         results["data_share"] = record.data_seconds / record.seconds
-    runs.write_json(folder / runs.RESULTS, results)
+    write_json(folder / runs.RESULTS, results)
     print_table(cfg.run_name, results)
     print(f"run folder {folder}", flush=True)
     return results
@@ -237,7 +249,7 @@ def load_run(folder: str | Path, checkpoint: str | None = None, data_dir: str | 
     """
     folder = Path(folder)
     cfg = runs.load_config(folder)
-    results = runs.read_json(folder / runs.RESULTS)
+    results = read_json(folder / runs.RESULTS)
     if checkpoint not in (None, "best", "last"):
         raise ConfigError(f"checkpoint={checkpoint}: must be best or last")
     tested = results["tested"] if results else runs.LAST
@@ -303,6 +315,15 @@ def _known_failures(folder: Path) -> Iterator[None]:
         raise ConfigError(
             f"{folder}: cannot be written to ({error.strerror}); ckpt_path=last goes on once it can be"
         ) from error
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise OutOfMemory(f"out of memory: {first_line(error)}") from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was not enough, on a GPU or, under a limit, on the CPU, for which torch has no type of error."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 _NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)

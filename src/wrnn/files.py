@@ -1,0 +1,51 @@
+"""Files that a crash cannot leave half-written, and locks that end with the process that holds them."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from wrnn.errors import ConfigError
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old content or the new, never half of it, whatever happens meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON in one piece."""
+    write_atomically(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or None where there is no file. Raises: ConfigError where it holds anything else."""
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: holds a {type(content).__name__}, not an object")
+    return content
+
+
+def folder_lock(folder: Path) -> FileLock:
+    """The lock of a run folder or a sweep folder, the same object for the same folder; the kernel frees it at exit.
+
+    A process that holds it may take it again. `acquire(timeout=0)` raises filelock.Timeout where another has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / ".lock", is_singleton=True, thread_local=False)
