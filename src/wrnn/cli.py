@@ -37,6 +37,7 @@ def endings() -> Iterator[None]:
     try:
         yield
     except Interrupted as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # clusters send it more than once
         _leave(str(error), error.exit_code)
     except KeyboardInterrupt:
         _leave("stopped by SIGINT", 130)

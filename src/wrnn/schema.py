@@ -136,10 +136,18 @@ def jobs_at_once(accelerator: str, jobs_per_gpu: int) -> int:
     return len(gpus) * jobs_per_gpu or joblib.cpu_count()
 
 
+def gpus_per_job(accelerator: str, jobs_per_gpu: int) -> float:
+    """What a job asks Ray for: a GPU or its part of one; 0 where none is there or wanted."""
+    from wrnn.sweeps.devices import visible_gpus
+
+    return 0 if accelerator == "cpu" or not visible_gpus() else 1 / jobs_per_gpu
+
+
 def register() -> None:
     """Make the schemas and the config's own functions known to Hydra."""
     # Cached: jobs, which compose their config anew, take what the controller found.
     OmegaConf.register_new_resolver("sweep_dir", sweep_dir, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("gpus_per_job", gpus_per_job, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("jobs_at_once", jobs_at_once, use_cache=True, replace=True)
     store = ConfigStore.instance()
     store.store(name="schema", node=RootConfig)

@@ -29,6 +29,7 @@ from torch import nn
 from wrnn import runs
 from wrnn.callbacks.progress import RunRecord
 from wrnn.callbacks.saving import SolvedStep, WholeFileIO
+from wrnn.callbacks.stopping import GiveUp
 from wrnn.config import check, digest, first_line, identity
 from wrnn.cores.base import Core
 from wrnn.errors import ConfigError, Interrupted, OutOfMemory
@@ -157,10 +158,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 def _run(cfg: DictConfig, parts: Parts, trainer: L.Trainer, folder: Path, checkpoint: Path | None) -> dict[str, Any]:
     """Train and test in a folder that is ours, and end the loggers."""
     loggers = trainer.loggers
-    settings = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(settings, dict)
     for logger in loggers:
-        logger.log_hyperparams(settings)
+        logger.log_hyperparams(dict(OmegaConf.to_container(cfg, resolve=True)))  # type: ignore[arg-type]
     going_on = f", going on from {checkpoint}" if checkpoint else ""
     print(f"{cfg.run_name}: {_sizes(parts)}; run folder {folder}{going_on}", flush=True)
     try:
@@ -196,6 +195,9 @@ def _finish(cfg: DictConfig, parts: Parts, trainer: L.Trainer, folder: Path) -> 
         results["seconds"] = round(timer.time_elapsed("train"), 3)
     if solved and solved.threshold is not None:
         results["solved_step"] = solved.step
+    given_up = _callback(trainer, GiveUp)
+    if given_up and given_up.reason:
+        results["gave_up"] = given_up.reason
     if record and record.steps:
         results["steps_per_second"] = record.steps / record.seconds
         results["data_share"] = record.data_seconds / record.seconds

@@ -47,6 +47,8 @@ class GridSweeper(BasicSweeper):
             with controller.concluded(sweep_dir, runs):
                 for start, batch in self._batches(todo):
                     self.launcher.launch([run.overrides for run in batch], initial_job_idx=start)
+                    if queued:
+                        controller.wait_for_requeued(batch)
 
     def combinations(self, arguments: Sequence[str]) -> list[list[str]]:
         """The overrides of every run, in the order of the axes. Raises: ConfigError where an axis has no values."""

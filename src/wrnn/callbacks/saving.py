@@ -58,7 +58,7 @@ class ResumePoint(Checkpoint):
     - when the budget ends: in mid-epoch before the validation that closes a run, so that a run with a longer budget
       can take it up as if it had never stopped; at an epoch's end, after all of it.
 
-    A second signal, or one outside of training, stops at once without saving.
+    A second Ctrl-C, or a signal outside of training, stops at once without saving.
 
     Args:
         path: the file.
@@ -88,6 +88,8 @@ class ResumePoint(Checkpoint):
         self._old_handlers = {}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._signal == number == signal.SIGTERM:
+            return  # clusters send it more than once; SIGKILL follows where they lose patience
         if self._signal is not None or not self._training:
             raise Interrupted(number, f"stopped by {signal.Signals(number).name}")
         self._signal = number

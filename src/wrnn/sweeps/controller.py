@@ -3,16 +3,16 @@
 import os
 import platform
 import signal
+import subprocess
 import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from filelock import Timeout
-from rich.console import Console
-from rich.table import Table
 
 from wrnn.errors import ConfigError, Interrupted, SweepIncomplete
 from wrnn.files import folder_lock, read_json, write_json
@@ -79,14 +79,27 @@ def _stop_runs(sweep_dir: Path) -> None:
     """Have every run of this sweep on this machine save and leave, and wait for it; no new one starts meanwhile."""
     (sweep_dir / STOP).touch()
     asked = []
-    for path in sweep_dir.glob(f"*/{OUTCOME}"):
-        with suppress(ConfigError, ProcessLookupError):
-            found = read_json(path) or {}
-            if found.get("outcome") == "running" and found.get("host") == platform.node() and in_use(path.parent):
+    for folder in (path.parent for path in sweep_dir.glob(f"*/{OUTCOME}")):
+        found = _running_here(folder)
+        if found:
+            with suppress(ProcessLookupError):
                 os.kill(int(found["process"]), signal.SIGTERM)
-                asked.append(path.parent)
-    while any(in_use(folder) for folder in asked):
-        time.sleep(0.1)
+            asked.append((folder, int(found["supervisor"])))
+    for folder, supervisor in asked:
+        while in_use(folder) or (_alive(supervisor) and _running_here(folder)):  # a worker has yet to write it down
+            time.sleep(0.1)
+
+
+def _running_here(folder: Path) -> dict[str, Any] | None:
+    with suppress(ConfigError):
+        found = read_json(folder / OUTCOME) or {}
+        return found if found.get("outcome") == "running" and found.get("host") == platform.node() else None
+    return None
+
+
+def _alive(process: int) -> bool:
+    """Whether another process is there; this one cannot write anything down while it waits."""
+    return process != os.getpid() and Path(f"/proc/{process}").exists()
 
 
 def announce(sweep_dir: Path, runs: Sequence[PlannedRun], retry: bool, at_once: int) -> list[PlannedRun]:
@@ -119,17 +132,27 @@ def concluded(sweep_dir: Path, runs: Sequence[PlannedRun]) -> Iterator[None]:
         raise SweepIncomplete(f"{sweep_dir}: {left}; log.txt of each says more, the same command goes on")
 
 
+def wait_for_requeued(runs: Sequence[PlannedRun], poll_seconds: float = 5.0) -> None:
+    """Wait for runs that SLURM has queued again: submitit takes a job for done once its first start has returned."""
+    while any(_in_slurm(run.folder) for run in runs):
+        time.sleep(poll_seconds)
+
+
+def _in_slurm(folder: Path) -> bool:
+    record = read_json(folder / OUTCOME) or {}
+    job = record.get("slurm_job")
+    if job is None or record.get("outcome") not in UNENDED:
+        return False
+    found = subprocess.run(["squeue", "-h", "-j", job, "-o", "%T"], capture_output=True, text=True, check=False)
+    return bool(found.stdout.strip())
+
+
 def _report(sweep_dir: Path, runs: Sequence[PlannedRun]) -> str:
     """Print a line for each run that has not finished; returns how many of which kind there are."""
     found = [(run, status(run)) for run in runs]
     left = [(run, how) for run, how in found if how.state != "finished"]
-    if left:
-        table = Table(title=f"{sweep_dir}: not finished", title_justify="left")
-        for heading in ("run", "outcome", "reason"):
-            table.add_column(heading, overflow="fold")
-        for run, how in left:
-            table.add_row(run.folder.name, how.state, how.reason)
-        Console(width=None if Console().is_terminal else 160).print(table)
     print(f"{sweep_dir}: {len(found) - len(left)} of {len(found)} runs finished", flush=True)
+    for run, how in left:
+        print(f"  {run.folder.name}: {how.state}{f': {how.reason}' if how.reason else ''}", flush=True)
     names = [how.state for _, how in left]
     return ", ".join(f"{names.count(name)} {name}" for name in sorted(set(names)))

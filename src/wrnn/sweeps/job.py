@@ -76,14 +76,15 @@ def _start_and_wait(run: PlannedRun, cfg: DictConfig, sweep_dir: Path, gpus: lis
             command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             env=_environment(), start_new_session=True,  # Ctrl-C reaches the controller alone, which then asks nicely
         )  # fmt: skip
-    facts = {"process": process.pid, "overrides": list(run.overrides)}
+    facts = {"process": process.pid, "supervisor": os.getpid(), "overrides": list(run.overrides), **_slurm_job()}
     record(run.folder, "running", seconds=seconds, **facts)
     _say(f"{run.folder.name}: started; {run.folder / LOG}")
     begun, oom_kills = time.monotonic(), _oom_kills()
     try:
         _wait(process, run.folder)
-    except BaseException:  # SIGTERM in single-process sweeps, preemption under SLURM
-        process.send_signal(signal.SIGTERM)
+    except BaseException:  # the controller has stopped the run; or SLURM takes the machine away, which only we know
+        if not (sweep_dir / STOP).exists():
+            process.send_signal(signal.SIGTERM)
         process.wait()
         raise
     finally:
@@ -145,6 +146,12 @@ def _environment() -> dict[str, str]:
     path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
     cores = os.environ.get("SLURM_CPUS_PER_TASK")
     return {**({"OMP_NUM_THREADS": cores} if cores else {}), **os.environ, "PYTHONPATH": path}
+
+
+def _slurm_job() -> dict[str, str]:
+    """The name by which SLURM knows this job, if it does."""
+    names = [os.environ.get(key) for key in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")]
+    return {"slurm_job": f"{names[0]}_{names[1]}"} if all(names) else {}
 
 
 def _say(line: str) -> None:

@@ -1,0 +1,211 @@
+"""A sweep is killed, broken and started again, and ends as if nothing had happened."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import ROOT, TINY_COPY, Compose
+from test_resume import assert_same_run
+from wrnn.config import fingerprint
+from wrnn.files import read_json
+from wrnn.loggers import read_metrics
+
+SWEEP = [*TINY_COPY, "callbacks.resume_point.every_minutes=0.002", "trainer.max_steps=60"]
+
+
+def start(folder: Path, *overrides: str, **environment: str) -> "subprocess.Popen[str]":
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "src/train.py"), "-m", *overrides],
+        cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def finish(process: "subprocess.Popen[str]", code: int) -> str:
+    output, _ = process.communicate(timeout=500)
+    assert process.returncode == code, output
+    return output
+
+
+def run_folders(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob("runs/*/*/outcome.json"))
+
+
+def outcomes(folder: Path) -> dict[str, str]:
+    return {path.name: json.loads((path / "outcome.json").read_text())["outcome"] for path in run_folders(folder)}
+
+
+def lost_steps(folder: Path) -> int:
+    """Steps that stand in metrics.csv and not in the checkpoint: those will be done again."""
+    lost = 0
+    for run in run_folders(folder):
+        if not (run / "results.json").exists() and (run / "metrics.csv").exists():
+            steps = read_metrics(run / "metrics.csv").get("train/loss", ([0], []))[0]
+            last = run / "checkpoints/last.ckpt"
+            lost += steps[-1] - (torch.load(last, weights_only=True)["global_step"] if last.exists() else 0)
+    return lost
+
+
+def kill_all(process: "subprocess.Popen[str]", folder: Path) -> None:
+    """SIGKILL the controller, then every run that goes on: a machine that loses power, nearly."""
+    process.kill()
+    process.communicate()
+    for run in run_folders(folder):
+        found = json.loads((run / "outcome.json").read_text())
+        if found["outcome"] == "running":
+            subprocess.run(["kill", "-9", str(found["process"])], check=False, capture_output=True)
+
+
+def wait_for(*patterns: str, folder: Path, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not all(list(folder.glob(pattern)) for pattern in patterns):
+        assert time.monotonic() < deadline, patterns
+        time.sleep(0.05)
+
+
+def test_a_sweep_killed_twice_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
+    axes = [*SWEEP, "seed=1,2,3"]
+    finish(start(tmp_path / "whole", *axes), 0)
+    folder = tmp_path / "killed"
+    process = start(folder, *axes)
+    wait_for("runs/multirun/*/checkpoints/last.ckpt", folder=folder)
+    process.kill()  # the controller alone: the run goes on, and the next controller waits for it
+    process.communicate()
+    survivor = run_folders(folder)[0]
+    process = start(folder, *axes)
+    wait_for("runs/multirun/*s2*/config.yaml", folder=folder)
+    time.sleep(random.uniform(0, 5))
+    kill_all(process, folder)
+    lost = lost_steps(folder)
+    output = finish(start(folder, *axes), 0)
+    assert re.search(r"3 runs, [12] done, [12] to do; about 0:0\d:\d\d left, 1 at a time, judging by [12] done", output)
+    for run in run_folders(tmp_path / "whole"):
+        assert_same_run(folder / run.relative_to(tmp_path / "whole"), run)
+    starts = read_json(survivor / "environment.json")
+    assert starts is not None and len(starts["starts"]) == 1 and lost < 60
+    again = finish(start(folder, *axes), 0)
+    assert "3 runs, 3 done, 0 to do" in again and "started" not in again
+
+
+@pytest.mark.parametrize("launcher", ["basic", "local"])
+def test_a_stopped_sweep_saves_its_runs_and_goes_on(tmp_path: Path, launcher: str) -> None:
+    axes = [*SWEEP, "trainer.max_steps=3000", "seed=1,2,3", f"hydra/launcher={launcher}"]
+    axes += ["callbacks.resume_point.every_minutes=10"]
+    process = start(tmp_path / "sweep", *axes)
+    wait_for(
+        *(f"runs/*/*s{seed}*/metrics.csv" for seed in ([1, 2] if launcher == "local" else [1])),
+        folder=tmp_path / "sweep",
+    )
+    process.send_signal(signal.SIGTERM)
+    output = finish(process, 143)
+    found = outcomes(tmp_path / "sweep")
+    assert set(found.values()) == {"stopped"} and len(found) == (2 if launcher == "local" else 1), output
+    assert "stopped by SIGTERM; the same command goes on" in output and "Traceback" not in output
+    assert lost_steps(tmp_path / "sweep") == 0
+
+
+GOOD = "optimizer: {{lr: {rate}}}\nmodel: {{core: {{ring_size: 7}}}}"
+BAD = {
+    "bad config": GOOD.format(rate=-1.0),
+    "diverged": GOOD.format(rate=1e30).replace("7}", "7, nonlinearity: identity}"),
+    "out of memory": "model: {core: {ring_size: 20000000}}",
+}
+
+
+@pytest.fixture
+def memory_limit() -> Iterator[Path]:
+    """A control group of 2 GB for a process to join; the kernel kills what goes beyond."""
+    group = next(
+        base / "wrnn-test" for base in (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")) if base.exists()
+    )
+    limit = "memory.limit_in_bytes" if group.parent.name == "memory" else "memory.max"
+    try:
+        group.mkdir(exist_ok=True)
+        (group / limit).write_text(str(2 * 10**9))
+    except OSError as error:
+        pytest.skip(f"no memory limit can be set here: {error}")
+    yield group / "cgroup.procs"
+    group.rmdir()
+
+
+@pytest.mark.parametrize("good", [2, pytest.param(9, marks=pytest.mark.slow)])
+def test_failures_are_recorded_with_their_reason_and_retried_when_asked(
+    tmp_path: Path, memory_limit: Path, good: int
+) -> None:
+    settings = {f"good{number}": GOOD.format(rate=1e-3 * (number + 1)) for number in range(good)}
+    settings |= {name.replace(" ", "_"): text for name, text in BAD.items()}
+    (tmp_path / "experiment").mkdir()
+    for name, text in settings.items():
+        (tmp_path / f"experiment/{name}.yaml").write_text(f"# @package _global_\nrun_name: {name}\n{text}\n")
+    order = sorted(settings, key=lambda name: (name != "good0", name))
+    axes = [f"hydra.searchpath=[file://{tmp_path}]", f"experiment={','.join(order)}", "hydra/launcher=local"]
+    axes += [word for word in SWEEP if "ring_size" not in word]
+
+    def sweep(*more: str) -> str:
+        process = start(tmp_path / "sweep", *axes, *more)
+        memory_limit.write_text(str(process.pid))
+        return finish(process, 5)
+
+    output = sweep()
+    found = outcomes(tmp_path / "sweep")
+    assert {name.rpartition("-")[0]: outcome for name, outcome in found.items()} == {
+        **{f"good{number}": "finished" for number in range(good)},
+        **{name.replace(" ", "_"): name for name in BAD},
+    }
+    said = output[output.index("runs finished") - 9 :]
+    assert "optimizer: Invalid learning rate: -1.0" in said and "diverged at step" in said
+    assert "killed by the system, SIGKILL" in said and f"{good} of {good + 3} runs finished" in said
+    assert said.rstrip().splitlines()[-1].startswith("error: ") and "1 bad config, 1 diverged, 1 out of memory" in said
+    untouched = {run: (run / "outcome.json").stat().st_mtime_ns for run in run_folders(tmp_path / "sweep")}
+    assert "started" not in sweep()
+    assert len(re.findall("started", sweep("retry=true"))) == 3
+    changed = {run.name for run, when in untouched.items() if (run / "outcome.json").stat().st_mtime_ns != when}
+    assert {name.rpartition("-")[0] for name in changed} == {name.replace(" ", "_") for name in BAD}
+
+
+def test_bad_input_is_one_line_and_nothing_is_lost(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    axes = [*SWEEP, "trainer.max_steps=6"]
+    for wrong, said in {
+        "model.core.rings=1,2": r"error: .*model.core.rings.*",
+        "seed=range(0,0)": r"error: seed=range\(0,0\): an axis without values",
+        "seed=choice()": r"error: .*choice\(\).*",
+    }.items():
+        output = finish(start(folder, *axes, wrong), 2)
+        assert re.fullmatch(said, output.strip()), output
+    finish(start(folder, *axes, "seed=1,2"), 0)
+    first, second = run_folders(folder)
+    (first / "results.json").write_text('{"run_name": "half')
+    foreign = (second / "config.yaml").read_text().replace("lr: 0.001", "lr: 0.5")
+    (second / "config.yaml").write_text(foreign)
+    (folder / "runs/multirun/notes.txt").write_text("mine")
+    process = start(folder, *axes, "seed=1,2,3", "trainer.max_steps=6")
+    wait_for("runs/multirun/*s3*/config.yaml", folder=folder)
+    refused = finish(start(folder, *axes, "seed=1"), 2)
+    assert re.fullmatch(
+        r"error: hydra.sweep.dir=.*: a sweep is running here \(process \d+ on .*\); wait, or .*", refused.strip()
+    )
+    output = finish(process, 5)
+    assert len(re.findall("results.json: cannot be read .*; kept as results.json.damaged", output)) == 1
+    assert "1 foreign" in output and "holds another run than its name says; move it away" in output
+    assert read_json(first / "results.json") and (first / "results.json.damaged").exists()
+    assert (second / "config.yaml").read_text() == foreign and read_json(second / "results.json")
+
+
+def test_the_name_of_a_run_changes_with_its_result_and_with_nothing_else(compose_config: Compose) -> None:
+    base = fingerprint(compose_config())
+    same = ["logger=none", "hydra/launcher=local", "retry=true", "group=x", "trainer=cpu", "cuda_graphs=true"]
+    other = ["seed=1", "trainer.max_steps=7", "trainer.limit_val_batches=2", "callbacks=give_up"]
+    assert all(fingerprint(compose_config(change)) == base for change in same)
+    assert len({fingerprint(compose_config(change)) for change in other} | {base}) == 5
