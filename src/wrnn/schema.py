@@ -127,7 +127,7 @@ def sweep_dir(runs_dir: str, experiment: str | None, sweep: str | None) -> str:
 
 
 def jobs_at_once(accelerator: str, jobs_per_gpu: int) -> int:
-    """How many jobs this machine takes: `jobs_per_gpu` for each GPU, or one a CPU core where none is there or wanted."""
+    """How many jobs this machine takes: `jobs_per_gpu` a GPU, or one a CPU core if none is there or wanted."""
     import joblib  # late: every start of every command passes this file
 
     from wrnn.sweeps.devices import visible_gpus

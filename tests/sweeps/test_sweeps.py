@@ -209,3 +209,24 @@ def test_the_name_of_a_run_changes_with_its_result_and_with_nothing_else(compose
     other = ["seed=1", "trainer.max_steps=7", "trainer.limit_val_batches=2", "callbacks=give_up"]
     assert all(fingerprint(compose_config(change)) == base for change in same)
     assert len({fingerprint(compose_config(change)) for change in other} | {base}) == 5
+
+
+def test_a_killed_search_goes_on_and_hopeless_runs_give_up(tmp_path: Path) -> None:
+    optuna = pytest.importorskip("optuna", reason="needs the extra optuna")
+    choices = [word for word in SWEEP if "max_steps" not in word] + ["sweep=optuna_copy", "hydra.sweeper.n_trials=3"]
+    choices += ["trainer.max_steps=600", "callbacks.give_up.deadlines=[[12,0.001]]", "hydra.sweeper.params={}"]
+    choices += ["optimizer.lr=choice(1e-3,2e-3,3e-3)"]
+    folder = tmp_path / "search"
+    process = start(folder, *choices)
+    wait_for("runs/optuna_copy/*/outcome.json", folder=folder)
+    first = run_folders(folder)[0]
+    kill_all(process, folder)
+    output = finish(start(folder, *choices), 0)
+    assert "3 trials, 0 done, 1 lost and asked for again" in output and "runs finished" in output
+    results = read_json(first / "results.json")
+    assert results is not None and results["steps"] == 12
+    assert re.fullmatch(r"val/cross_entropy \S+ at step 12, 0.001 was wanted by 12", results["gave_up"])
+    study = optuna.load_study(study_name="copy", storage=f"sqlite:///{folder}/runs/optuna_copy/study.db")
+    assert sum(trial.state.name == "COMPLETE" for trial in study.trials) == 3
+    assert study.trials[1].params == study.trials[0].params
+    assert "3 trials, 3 done" in finish(start(folder, *choices), 0)

@@ -44,7 +44,7 @@ class GridSweeper(BasicSweeper):
             for line in itertools.chain.from_iterable(set_aside_damaged(run.folder) for run in runs):
                 print(line, flush=True)
             todo = controller.announce(sweep_dir, runs, self.config.retry, jobs_at_once(self.config.hydra.launcher))
-            with controller.concluded(sweep_dir, runs):
+            with controller.concluded(sweep_dir, lambda: runs):
                 for start, batch in self._batches(todo):
                     self.launcher.launch([run.overrides for run in batch], initial_job_idx=start)
                     if queued:

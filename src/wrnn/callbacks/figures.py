@@ -3,15 +3,21 @@
 from pathlib import Path
 
 import lightning as L
+from lightning.pytorch.loggers import WandbLogger
+from matplotlib.figure import Figure
 
 from wrnn.analysis import plots
 from wrnn.loggers import MetricsCSV, read_metrics
 from wrnn.module import SequenceModule
 from wrnn.tasks.base import Task
 
+LEARNING_CURVE, STATE_OVER_TIME = "learning_curve", "state_over_time"
+
 
 class RunFigures(L.Callback):
     """After the test: `learning_curve.png` and, for cores with rings, `state_over_time.png` of one test sequence.
+
+    W&B gets them too, under the same names.
 
     Args:
         folder: where they go.
@@ -26,11 +32,17 @@ class RunFigures(L.Callback):
         assert isinstance(pl_module, SequenceModule)
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCSV) and logger.path.exists():
-                figure = plots.learning_curve(read_metrics(logger.path), self.monitor)
-                plots.save(figure, self.folder / "learning_curve.png")
+                self._leave(trainer, LEARNING_CURVE, plots.learning_curve(read_metrics(logger.path), self.monitor))
         task = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning
         if pl_module.core.ring_shape is not None and isinstance(task, Task):
             inputs = task.make_batch("test", 0, 0).inputs[0].to(pl_module.device)
             states = plots.ring_states(pl_module.core, inputs)
             title = "state over time, first test sequence: most active channels"
-            plots.save(plots.state_over_time(states, title), self.folder / "state_over_time.png")
+            self._leave(trainer, STATE_OVER_TIME, plots.state_over_time(states, title))
+
+    def _leave(self, trainer: L.Trainer, name: str, figure: Figure) -> None:
+        path = self.folder / f"{name}.png"
+        plots.save(figure, path)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image(name, [str(path)], step=trainer.global_step)

@@ -1,6 +1,6 @@
 """Runs that end themselves because they are hopeless."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import lightning as L
 import torch
@@ -12,18 +12,18 @@ class GiveUp(L.Callback):
     Args:
         metric: a validation metric.
         mode: `min` or `max`, which way it gets better.
-        deadlines: optimizer step -> the worst value that the metric may have from then on. Of several that have passed
-            the latest counts.
+        deadlines: pairs of an optimizer step and the worst value that the metric may have from then on. Of several
+            that have passed the latest counts.
 
     Attributes:
         reason: why the run gave up; None while it has not.
     """
 
-    def __init__(self, metric: str, mode: str, deadlines: Mapping[int, float]) -> None:
+    def __init__(self, metric: str, mode: str, deadlines: Sequence[tuple[int, float]]) -> None:
         if mode not in ("min", "max"):
             raise ValueError(f"callbacks.give_up.mode={mode}: must be min or max")
         self.metric, self.mode = metric, mode
-        self.deadlines = {int(step): float(worst) for step, worst in deadlines.items()}
+        self.deadlines = {int(step): float(worst) for step, worst in deadlines}
         self.reason: str | None = None
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

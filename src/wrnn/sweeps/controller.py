@@ -6,7 +6,7 @@ import signal
 import subprocess
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -115,7 +115,7 @@ def announce(sweep_dir: Path, runs: Sequence[PlannedRun], retry: bool, at_once: 
 
 
 @contextmanager
-def concluded(sweep_dir: Path, runs: Sequence[PlannedRun]) -> Iterator[None]:
+def concluded(sweep_dir: Path, runs: Callable[[], Sequence[PlannedRun]]) -> Iterator[None]:
     """Whatever happens within, print how every run stands. Raises: SweepIncomplete unless all have finished.
 
     Where a launcher gives up, for it has lost a process, its traceback is shown first.
@@ -125,9 +125,9 @@ def concluded(sweep_dir: Path, runs: Sequence[PlannedRun]) -> Iterator[None]:
     except Exception:
         traceback.print_exc()
     except BaseException:
-        _report(sweep_dir, runs)
+        _report(sweep_dir, runs())
         raise
-    left = _report(sweep_dir, runs)
+    left = _report(sweep_dir, runs())
     if left:
         raise SweepIncomplete(f"{sweep_dir}: {left}; log.txt of each says more, the same command goes on")
 

@@ -1,0 +1,62 @@
+"""A search by Optuna that goes on where it was killed; there only with the extra `optuna`."""
+
+import logging
+from pathlib import Path
+
+try:
+    from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
+except ImportError:
+    pass
+else:
+    from omegaconf import OmegaConf
+
+    from wrnn.errors import ConfigError
+    from wrnn.sweeps import controller
+    from wrnn.sweeps.plan import OUTCOME, PlannedRun
+
+    class StudySweeper(OptunaSweeper):
+        """Hydra's Optuna sweeper, whose `n_trials` counts over all starts, and which takes up trials that were lost.
+
+        A trial that was under way when a search was killed is asked for again, with its settings; its run, whose
+        folder they name, then goes on from its checkpoint.
+        """
+
+        def sweep(self, arguments: list[str]) -> None:
+            """Run the trials that are left. Raises: ConfigError, SweepIncomplete."""
+            config = self.sweeper.config
+            assert config is not None
+            sweep_dir = Path(config.hydra.sweep.dir)
+            if not self.sweeper.params and not any("interval(" in word or "choice(" in word for word in arguments):
+                raise ConfigError("hydra.sweeper.params: nothing to search; give ranges, key: interval(low, high)")
+            queued = "slurm" in config.hydra.launcher._target_.lower()
+            with controller.in_charge(sweep_dir, stops_runs=not queued):
+                OmegaConf.save(config, sweep_dir / "multirun.yaml")
+                with controller.concluded(sweep_dir, lambda: _runs(sweep_dir)):
+                    self._take_up()
+                    if self.sweeper.n_trials > 0:
+                        super().sweep(arguments)
+
+        def _take_up(self) -> None:
+            """Ask again for lost trials, leave out those that are done."""
+            import optuna  # late: Hydra imports this file at every start
+
+            optuna.logging.set_verbosity(logging.WARNING)
+            sweeper = self.sweeper
+            study = optuna.create_study(
+                study_name=sweeper.study_name, storage=sweeper.storage, directions=sweeper._get_directions(),
+                load_if_exists=True,
+            )  # fmt: skip
+            lost = list(study.user_attrs.get("lost", []))
+            for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+                study.enqueue_trial(trial.params)
+                lost.append(trial.number)
+                study.set_user_attr("lost", lost)
+                study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            done = sum(trial.state.is_finished() and trial.number not in lost for trial in study.trials)
+            again = f", {len(lost)} lost and asked for again" if lost else ""
+            print(f"study {study.study_name}: {sweeper.n_trials} trials, {done} done{again}", flush=True)
+            sweeper.n_trials = max(0, sweeper.n_trials - done)
+
+    def _runs(sweep_dir: Path) -> list[PlannedRun]:
+        """Every run that a trial has started."""
+        return [PlannedRun((), path.parent, None) for path in sorted(sweep_dir.glob(f"*/{OUTCOME}"))]
