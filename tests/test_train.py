@@ -150,6 +150,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(compose_config: Compose, tmp_pa
 
 
 REFUSED = {
+    "trainer.devices=2": r"trainer.devices=2: a run takes one device",
     "model=wrn": r"Could not find 'model/wrn'.*irnn wrnn",
     "task.datamodule.dellay=3": "Key 'dellay' is not in struct",
     "task.datamodule.delay=-1": r"task\.datamodule\.delay=-1: must be a whole number of at least 0",

@@ -20,7 +20,7 @@ _NOT_IDENTITY = (
 )  # fmt: skip
 _TRAINER_IDENTITY = ("precision", "gradient_clip_val", "accumulate_grad_batches", "limit_train_batches")
 # What a run is given: it may be prolonged, but its results are those of this budget.
-_BUDGET = (
+BUDGET = (
     "max_epochs", "max_steps", "max_time", "val_check_interval", "check_val_every_n_epoch", "limit_val_batches",
     "limit_test_batches",
 )  # fmt: skip
@@ -107,7 +107,7 @@ def fingerprint(cfg: DictConfig) -> str:
     Raises: ConfigError where a value cannot be resolved, or it is no config of a run.
     """
     try:
-        plain = {**identity(cfg), "budget": {key: cfg.trainer.get(key) for key in _BUDGET}}
+        plain = {**identity(cfg), "budget": {key: cfg.trainer.get(key) for key in BUDGET}}
         callbacks = OmegaConf.to_container(cfg.callbacks or OmegaConf.create(), resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(first_line(error)) from error

@@ -145,8 +145,13 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         default_root_dir=str(folder),
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
     )
+    if trainer.world_size > 1:
+        raise ConfigError(
+            f"trainer.devices={cfg.trainer.devices}: a run takes one device, since tasks do not split their batches;"
+            " use trainer.devices=1, and a sweep for more of them"
+        )
     device = trainer.strategy.root_device
-    if cfg.cuda_graphs and not (device.type == "cuda" and trainer.world_size == 1):
+    if cfg.cuda_graphs and device.type != "cuda":
         raise ConfigError(f"cuda_graphs=true: needs one CUDA GPU, not {device.type}")
     _guarded(partial(parts.core.check_device, device))
     parts.module.cuda_graphs = cfg.cuda_graphs

@@ -6,7 +6,6 @@ import signal
 from pathlib import Path
 
 from wrnn import cli, runs
-from wrnn.errors import ConfigError
 from wrnn.files import folder_lock, read_json
 from wrnn.sweeps import devices
 
@@ -26,13 +25,8 @@ def main() -> None:
             return
         cfg = runs.load_config(options.folder)
         if options.gpus:
-            try:
-                count = len(cfg.trainer.devices) if not isinstance(cfg.trainer.devices, int) else cfg.trainer.devices
-                leased = devices.lease(options.gpus.split(","), count, options.jobs_per_gpu)
-            except ValueError as error:
-                raise ConfigError(str(error)) from error
-            os.environ[devices.VISIBLE] = ",".join(leased)  # before torch looks
-            print(f"GPU {' '.join(leased)}", flush=True)
+            os.environ[devices.VISIBLE] = devices.lease(options.gpus.split(","), options.jobs_per_gpu)
+            print(f"GPU {os.environ[devices.VISIBLE]}", flush=True)
         from wrnn.training import train
 
         train(cfg)

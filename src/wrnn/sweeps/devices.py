@@ -24,39 +24,28 @@ def visible_gpus() -> list[str]:
     return [str(number) for number, _ in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
 
 
-def lease(gpus: Sequence[str], count: int = 1, jobs_per_gpu: int = 1, poll_seconds: float = 0.5) -> list[str]:
-    """Wait for `count` of these GPUs and have them to oneself until this process ends, however it ends.
+def lease(gpus: Sequence[str], jobs_per_gpu: int = 1, poll_seconds: float = 0.5) -> str:
+    """Wait for one of these GPUs and have it to oneself until this process ends, however it ends.
 
     Args:
         gpus: as CUDA_VISIBLE_DEVICES names them.
-        count: GPUs wanted; at least 1 and at most all of them.
         jobs_per_gpu: how many processes may share one.
         poll_seconds: between two looks.
 
-    All processes of a user on a machine take part, whichever sweep they belong to. Several GPUs are taken all at once
-    or not at all, so that no two jobs wait for each other.
+    All processes of a user on a machine take part, whichever sweep they belong to.
     """
-    if not 1 <= count <= len(gpus):
-        raise ValueError(f"trainer.devices={count}: must be from 1 to {len(gpus)}, the GPUs that are visible")
     folder = Path(tempfile.gettempdir()) / f"wrnn-{os.getuid()}-gpus"
     folder.mkdir(exist_ok=True)
     while True:
-        with FileLock(folder / "lease.lock"):
-            taken: list[tuple[str, FileLock]] = []
-            for slot in range(jobs_per_gpu):  # an empty GPU before a second job on another
-                for gpu in gpus:
-                    lock = FileLock(folder / f"{gpu.replace('/', '_')}.{slot}.lock", thread_local=False)
-                    if len(taken) < count and gpu not in (name for name, _ in taken):
-                        try:
-                            lock.acquire(timeout=0)
-                            taken.append((gpu, lock))
-                        except Timeout:
-                            continue
-            if len(taken) == count:
-                _HELD.extend(lock for _, lock in taken)
-                return [name for name, _ in taken]
-            for _, lock in taken:
-                lock.release()
+        for slot in range(jobs_per_gpu):  # an empty GPU before a second job on another
+            for gpu in gpus:
+                lock = FileLock(folder / f"{gpu.replace('/', '_')}.{slot}.lock", thread_local=False)
+                try:
+                    lock.acquire(timeout=0)
+                except Timeout:
+                    continue
+                _HELD.append(lock)
+                return gpu
         time.sleep(poll_seconds)
 
 
