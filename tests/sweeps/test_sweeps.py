@@ -230,3 +230,25 @@ def test_a_killed_search_goes_on_and_hopeless_runs_give_up(tmp_path: Path) -> No
     assert sum(trial.state.name == "COMPLETE" for trial in study.trials) == 3
     assert study.trials[1].params == study.trials[0].params
     assert "3 trials, 3 done" in finish(start(folder, *choices), 0)
+
+
+@pytest.mark.slow
+def test_the_ablation_of_table_4_killed_twice_at_random(tmp_path: Path) -> None:
+    """Twelve runs of the real size, two at a time; whoever is at work is killed with SIGKILL, workers included."""
+    axes = ["sweep=ablation_copy", "task.datamodule.delay=30", "trainer=cpu", "trainer.max_steps=400"]
+    axes += ["trainer.log_every_n_steps=1", "task.datamodule.num_val=200", "task.datamodule.num_test=200"]
+    axes += ["callbacks.resume_point.every_minutes=0.05", "hydra/launcher=local"]
+    finish(start(tmp_path / "whole", *axes), 0)
+    folder, draw, lost = tmp_path / "killed", random.Random(), 0
+    for number in (1, 2):
+        process = start(folder, *axes)
+        wait_for("runs/ablation_copy/*/config.yaml", folder=folder)
+        time.sleep(draw.uniform(20, 80))
+        kill_all(process, folder)
+        subprocess.run(["pkill", "-9", "-f", str(folder)], check=False)
+        lost += lost_steps(folder)
+    output = finish(start(folder, *axes), 0)
+    for run in run_folders(tmp_path / "whole"):
+        assert_same_run(folder / run.relative_to(tmp_path / "whole"), run)
+    print(output.splitlines()[0], f"; {lost} steps of {12 * 400} done again")
+    assert lost < 400 and len(run_folders(folder)) == 12
