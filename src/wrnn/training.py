@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from wrnn import runs
+from wrnn import runs, wandb_logger
 from wrnn.callbacks.progress import RunRecord
 from wrnn.callbacks.saving import SolvedStep, WholeFileIO
 from wrnn.callbacks.stopping import GiveUp
@@ -164,7 +164,7 @@ def _run(cfg: DictConfig, parts: Parts, trainer: L.Trainer, folder: Path, checkp
     """Train and test in a folder that is ours, and end the loggers."""
     loggers = trainer.loggers
     for logger in loggers:
-        logger.log_hyperparams(dict(OmegaConf.to_container(cfg, resolve=True)))  # type: ignore[arg-type]
+        logger.log_hyperparams(wandb_logger.facts(cfg))
     going_on = f", going on from {checkpoint}" if checkpoint else ""
     print(f"{cfg.run_name}: {_sizes(parts)}; run folder {folder}{going_on}", flush=True)
     try:
@@ -172,9 +172,9 @@ def _run(cfg: DictConfig, parts: Parts, trainer: L.Trainer, folder: Path, checkp
             trainer.fit(parts.module, datamodule=parts.task, ckpt_path=checkpoint, weights_only=True)
             results = _finish(cfg, parts, trainer, folder)
     except BaseException:
-        _close(loggers, exit_code=1)
+        wandb_logger.close(loggers, exit_code=1)
         raise
-    _close(loggers, exit_code=0)
+    wandb_logger.close(loggers, exit_code=0, results=results)
     return results
 
 
@@ -297,14 +297,6 @@ def _guarded(prepare: Any) -> None:
         raise
     except ValueError as error:
         raise ConfigError(first_line(error)) from error
-
-
-def _close(loggers: list[Any], exit_code: int) -> None:
-    """End a W&B run, so that the next job of a sweep gets one of its own."""
-    if any(type(logger).__name__ == "WandbLogger" for logger in loggers):
-        import wandb  # late: no other path needs it
-
-        wandb.finish(exit_code)
 
 
 @contextmanager
