@@ -240,7 +240,7 @@ def test_the_ablation_of_table_4_killed_twice_at_random(tmp_path: Path) -> None:
     axes += ["callbacks.resume_point.every_minutes=0.05", "hydra/launcher=local"]
     finish(start(tmp_path / "whole", *axes), 0)
     folder, draw, lost = tmp_path / "killed", random.Random(), 0
-    for number in (1, 2):
+    for _ in range(2):
         process = start(folder, *axes)
         wait_for("runs/ablation_copy/*/config.yaml", folder=folder)
         time.sleep(draw.uniform(20, 80))
