@@ -40,9 +40,8 @@ def job(cfg: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     sweep_dir = Path(hydra.runtime.output_dir)
     run = plan(list(hydra.overrides.task), cfg, sweep_dir)
-    local = "joblib" in hydra.launcher._target_
-    if (sweep_dir / STOP).exists() or (local and controller_is_gone(sweep_dir)):
-        return None  # the sweep is being stopped, or was killed and left this worker behind
+    if (sweep_dir / STOP).exists() or _is_left_behind(sweep_dir):
+        return None
     for line in set_aside_damaged(run.folder):
         _say(line)
     found = status(run)
@@ -52,16 +51,22 @@ def job(cfg: DictConfig) -> float | None:
         record(run.folder, "bad config", reason=run.problem, exit_code=2, overrides=list(run.overrides))
         _say(f"{run.folder.name}: bad config: {run.problem}")
     elif found.state != "finished" and (found.state not in FAILURES or cfg.retry):
-        _start_and_wait(run, cfg, sweep_dir, _gpus(cfg) if local else [], found.seconds)
+        _start_and_wait(run, cfg, sweep_dir, found.seconds)
     found = status(run)
     return objective(found.results, cfg.task.monitor.metric) if found.state == "finished" else None
 
 
-def _gpus(cfg: DictConfig) -> list[str]:
-    return [] if cfg.trainer.accelerator == "cpu" else devices.visible_gpus()
+def _is_local() -> bool:
+    """Whether jobs run side by side on this machine with nobody else to tell them which GPU to take."""
+    return "joblib" in HydraConfig.get().launcher._target_
 
 
-def _start_and_wait(run: PlannedRun, cfg: DictConfig, sweep_dir: Path, gpus: list[str], seconds: float) -> None:
+def _is_left_behind(sweep_dir: Path) -> bool:
+    """Whether this is a worker whose sweep was killed."""
+    return _is_local() and controller_is_gone(sweep_dir)
+
+
+def _start_and_wait(run: PlannedRun, cfg: DictConfig, sweep_dir: Path, seconds: float) -> None:
     overrides = HydraConfig.get().overrides.task
     with open_dict(cfg):
         cfg.paths.run_dir = str(run.folder)
@@ -69,6 +74,7 @@ def _start_and_wait(run: PlannedRun, cfg: DictConfig, sweep_dir: Path, gpus: lis
         if not any(override.startswith("group=") for override in overrides):
             cfg.group = sweep_dir.name
     write_atomically(run.folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
+    gpus = devices.visible_gpus() if _is_local() and cfg.trainer.accelerator != "cpu" else []
     choose = [f"--gpus={','.join(gpus)}", f"--jobs-per-gpu={cfg.jobs_per_gpu}"] if gpus else []
     command = [sys.executable, "-m", "wrnn.sweeps.child", *choose, str(run.folder), *run.overrides]
     with (run.folder / LOG).open("a") as log:
@@ -90,6 +96,8 @@ def _start_and_wait(run: PlannedRun, cfg: DictConfig, sweep_dir: Path, gpus: lis
     finally:
         seconds += time.monotonic() - begun
         outcome, reason = _ending(process.returncode, run.folder, _oom_kills() > oom_kills)
+        if outcome == "killed" and _is_left_behind(sweep_dir):
+            outcome = "stopped"  # whoever killed the controller has killed the run too
         record(run.folder, outcome, reason=reason, exit_code=process.returncode, seconds=round(seconds, 3), **facts)
         _say(f"{run.folder.name}: {outcome}{f': {reason}' if reason else ''}, {seconds:.0f} s")
 
@@ -116,6 +124,8 @@ def _ending(code: int, folder: Path, out_of_memory: bool) -> tuple[str, str]:
     """Outcome and reason, from the exit code and the last line of the log."""
     if code < 0:
         name = signal.Signals(-code).name
+        if -code in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            return "stopped", name  # before it had set itself up to save
         if code == -signal.SIGKILL and out_of_memory:
             return "out of memory", f"killed by the system, {name}"
         return "killed", name
