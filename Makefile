@@ -28,7 +28,7 @@ typecheck: install  ## check types
 	$(IN)mypy
 
 test: lint typecheck  ## lint, types and the default tests: offline, no GPU
-	$(IN)python -m pytest $(ARGS)
+	$(IN)python -m pytest -n auto --dist loadfile $(ARGS)
 
 test-all: lint typecheck  ## the slow tests too
 	$(IN)python -m pytest -m 'not gpu and not cluster' $(ARGS)

@@ -28,7 +28,7 @@ def start(folder: Path, *overrides: str, **environment: str) -> "subprocess.Pope
     return subprocess.Popen(
         [sys.executable, str(ROOT / "src/train.py"), "-m", *overrides],
         cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
 
 
@@ -58,8 +58,8 @@ def lost_steps(folder: Path) -> int:
 
 
 def kill_all(process: "subprocess.Popen[str]", folder: Path) -> None:
-    """SIGKILL the controller, then every run that goes on: a machine that loses power, nearly."""
-    process.kill()
+    """SIGKILL the controller with its workers, then every run that goes on: a machine that loses power, nearly."""
+    os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     for run in run_folders(folder):
         found = json.loads((run / "outcome.json").read_text())
@@ -245,7 +245,6 @@ def test_the_ablation_of_table_4_killed_twice_at_random(tmp_path: Path) -> None:
         wait_for("runs/ablation_copy/*/config.yaml", folder=folder)
         time.sleep(draw.uniform(20, 80))
         kill_all(process, folder)
-        subprocess.run(["pkill", "-9", "-f", str(folder)], check=False)
         lost += lost_steps(folder)
     output = finish(start(folder, *axes), 0)
     for run in run_folders(tmp_path / "whole"):

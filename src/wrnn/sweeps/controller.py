@@ -81,10 +81,10 @@ def _stop_runs(sweep_dir: Path) -> None:
     asked = []
     for folder in (path.parent for path in sweep_dir.glob(f"*/{OUTCOME}")):
         found = _running_here(folder)
-        if found:
+        if found and (in_use(folder) or found["supervisor"] == os.getpid() or _alive(found["supervisor"])):
             with suppress(ProcessLookupError):
-                os.kill(int(found["process"]), signal.SIGTERM)
-            asked.append((folder, int(found["supervisor"])))
+                os.kill(found["process"], signal.SIGTERM)
+            asked.append((folder, found["supervisor"]))
     for folder, supervisor in asked:
         while in_use(folder) or (_alive(supervisor) and _running_here(folder)):  # a worker has yet to write it down
             time.sleep(0.1)
