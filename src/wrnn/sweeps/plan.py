@@ -99,8 +99,8 @@ def status(run: PlannedRun) -> Status:
         return Status(FOREIGN, first_line(error))
     if results is not None:
         return Status("finished", "", seconds, results)
-    if state == "running" and not in_use(run.folder):
-        state = "stopped"
+    if state == "finished" or (state == "running" and not in_use(run.folder)):
+        state = "stopped"  # its results are gone; or nobody was left to write down how it ended
     return Status(state, str(outcome.get("reason", "")), seconds)
 
 
