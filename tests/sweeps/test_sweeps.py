@@ -232,6 +232,11 @@ def test_a_killed_search_goes_on_and_hopeless_runs_give_up(tmp_path: Path) -> No
     assert sum(trial.state.name == "COMPLETE" for trial in study.trials) == 3
     assert study.trials[1].params == study.trials[0].params
     assert "3 trials, 3 done" in finish(start(folder, *choices), 0)
+    more = [*choices, "hydra.sweeper.n_trials=4"]
+    misspelled = finish(start(folder, *more, "optimizer.rate=choice(1,2)"), 2)
+    assert re.search(r"\nerror: .*optimizer.rate", misspelled) and "Traceback" not in misspelled
+    other = finish(start(folder, *more, "optimizer.lr=interval(1e-3,1e-2)"), 2)
+    assert re.search(r"\nerror: hydra.sweeper.params: .* needs another hydra.sweep.dir", other)
 
 
 @pytest.mark.slow

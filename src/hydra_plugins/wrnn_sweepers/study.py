@@ -10,6 +10,7 @@ except ImportError:
 else:
     from omegaconf import OmegaConf
 
+    from wrnn.config import first_line
     from wrnn.errors import ConfigError
     from wrnn.sweeps import controller
     from wrnn.sweeps.plan import OUTCOME, PlannedRun
@@ -34,7 +35,16 @@ else:
                 with controller.concluded(sweep_dir, lambda: _runs(sweep_dir)):
                     self._take_up()
                     if self.sweeper.n_trials > 0:
-                        super().sweep(arguments)
+                        self._run_trials(arguments)
+
+        def _run_trials(self, arguments: list[str]) -> None:
+            try:
+                super().sweep(arguments)
+            except ConfigError:
+                raise
+            except ValueError as error:  # Optuna's word for a search space that it cannot take
+                hint = "a search with other ranges needs another hydra.sweep.dir"
+                raise ConfigError(f"hydra.sweeper.params: {first_line(error)} {hint}") from error
 
         def _take_up(self) -> None:
             """Ask again for lost trials, leave out those that are done."""

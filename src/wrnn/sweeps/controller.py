@@ -5,7 +5,6 @@ import platform
 import signal
 import subprocess
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -116,14 +115,9 @@ def announce(sweep_dir: Path, runs: Sequence[PlannedRun], retry: bool, at_once: 
 
 @contextmanager
 def concluded(sweep_dir: Path, runs: Callable[[], Sequence[PlannedRun]]) -> Iterator[None]:
-    """Whatever happens within, print how every run stands. Raises: SweepIncomplete unless all have finished.
-
-    Where a launcher gives up, for it has lost a process, its traceback is shown first.
-    """
+    """Whatever happens within, print how every run stands. Raises: SweepIncomplete unless all have finished."""
     try:
         yield
-    except Exception:
-        traceback.print_exc()
     except BaseException:
         _report(sweep_dir, runs())
         raise
