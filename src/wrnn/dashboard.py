@@ -62,6 +62,9 @@ def dashboard(
     """
     loader = GlobalHydra.instance().config_loader()
     names = [tasks] if isinstance(tasks, str) else tasks or sorted(loader.get_group_options("task"))
+    for name in names:
+        if name not in loader.get_group_options("task"):
+            raise ConfigError(f"tasks={name}: must be of {', '.join(sorted(loader.get_group_options('task')))}")
     known = [facts(name) for name in names]
     if output is not None:
         pages = {f"workspace_{task.name}": workspace(project, entity or "", group, task) for task in known}

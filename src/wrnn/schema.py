@@ -130,17 +130,17 @@ def jobs_at_once(accelerator: str, jobs_per_gpu: int) -> int:
     """How many jobs this machine takes: `jobs_per_gpu` a GPU, or one a CPU core if none is there or wanted."""
     import joblib  # late: every start of every command passes this file
 
-    from wrnn.sweeps.devices import visible_gpus
+    from wrnn.sweeps.devices import checked_share, visible_gpus
 
     gpus = [] if accelerator == "cpu" else visible_gpus()
-    return len(gpus) * jobs_per_gpu or joblib.cpu_count()
+    return len(gpus) * checked_share(jobs_per_gpu) or joblib.cpu_count()
 
 
 def gpus_per_job(accelerator: str, jobs_per_gpu: int) -> float:
     """What a job asks Ray for: a GPU or its part of one; 0 where none is there or wanted."""
-    from wrnn.sweeps.devices import visible_gpus
+    from wrnn.sweeps.devices import checked_share, visible_gpus
 
-    return 0 if accelerator == "cpu" or not visible_gpus() else 1 / jobs_per_gpu
+    return 0 if accelerator == "cpu" or not visible_gpus() else 1 / checked_share(jobs_per_gpu)
 
 
 def register() -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from test_sweeps import SWEEP, finish, run_folders, start
 
-from wrnn.sweeps.devices import visible_gpus
+from wrnn.errors import ConfigError
+from wrnn.sweeps.devices import lease, visible_gpus
 
 JOB = """
 import sys, time
@@ -92,3 +93,8 @@ def test_local_jobs_have_a_gpu_each(tmp_path: Path) -> None:
     logs = [(run / "log.txt").read_text() for run in run_folders(tmp_path / "sweep")]
     gpus = [re.findall(r"^GPU (\d)$", log, re.M) for log in logs]
     assert all(len(found) == 1 for found in gpus) and {found[0] for found in gpus} == {"4", "5"}, output
+
+
+def test_a_share_of_less_than_one_job_is_refused() -> None:
+    with pytest.raises(ConfigError, match="jobs_per_gpu=0: must be at least 1"):
+        lease(["0"], jobs_per_gpu=0)

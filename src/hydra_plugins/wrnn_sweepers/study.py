@@ -52,10 +52,15 @@ else:
 
             optuna.logging.set_verbosity(logging.WARNING)
             sweeper = self.sweeper
-            study = optuna.create_study(
-                study_name=sweeper.study_name, storage=sweeper.storage, directions=sweeper._get_directions(),
-                load_if_exists=True,
-            )  # fmt: skip
+            try:
+                study = optuna.create_study(
+                    study_name=sweeper.study_name, storage=sweeper.storage, directions=sweeper._get_directions(),
+                    load_if_exists=True,
+                )  # fmt: skip
+            except Exception as error:  # the storage's own, of whatever kind it is
+                raise ConfigError(
+                    f"hydra.sweeper.storage={sweeper.storage}: cannot be read ({first_line(error)}); move it away"
+                ) from error
             lost = list(study.user_attrs.get("lost", []))
             for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
                 study.enqueue_trial(trial.params)

@@ -23,7 +23,12 @@ class GiveUp(L.Callback):
         if mode not in ("min", "max"):
             raise ValueError(f"callbacks.give_up.mode={mode}: must be min or max")
         self.metric, self.mode = metric, mode
-        self.deadlines = {int(step): float(worst) for step, worst in deadlines}
+        try:
+            self.deadlines = {int(step): float(worst) for step, worst in deadlines}
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"callbacks.give_up.deadlines={deadlines}: must be pairs [optimizer step, worst value]"
+            ) from error
         self.reason: str | None = None
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from wrnn.errors import ConfigError
+
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -24,6 +26,13 @@ def visible_gpus() -> list[str]:
     return [str(number) for number, _ in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
 
 
+def checked_share(jobs_per_gpu: int) -> int:
+    """How many jobs share a GPU. Raises: ConfigError below 1."""
+    if jobs_per_gpu < 1:
+        raise ConfigError(f"jobs_per_gpu={jobs_per_gpu}: must be at least 1")
+    return jobs_per_gpu
+
+
 def lease(gpus: Sequence[str], jobs_per_gpu: int = 1, poll_seconds: float = 0.5) -> str:
     """Wait for one of these GPUs and have it to oneself until this process ends, however it ends.
 
@@ -37,7 +46,7 @@ def lease(gpus: Sequence[str], jobs_per_gpu: int = 1, poll_seconds: float = 0.5)
     folder = Path(tempfile.gettempdir()) / f"wrnn-{os.getuid()}-gpus"
     folder.mkdir(exist_ok=True)
     while True:
-        for slot in range(jobs_per_gpu):  # an empty GPU before a second job on another
+        for slot in range(checked_share(jobs_per_gpu)):  # an empty GPU before a second job on another
             for gpu in gpus:
                 lock = FileLock(folder / f"{gpu.replace('/', '_')}.{slot}.lock", thread_local=False)
                 try:
