@@ -7,7 +7,7 @@ from torch import nn
 from conftest import TINY_COPY, Compose
 from wrnn.errors import ConfigError
 from wrnn.precision import float32_products
-from wrnn.training import build, train
+from wrnn.training import build, load_run, train
 
 
 def test_a_recorded_step_is_the_same_step(compose_config: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,3 +82,15 @@ def test_on_a_gpu_adam_is_fused(compose_config: Compose) -> None:
     module = build(compose_config(*TINY_COPY)).module.cuda()
     found = module.configure_optimizers()
     assert (found["optimizer"] if isinstance(found, dict) else found).defaults["fused"]
+
+
+@pytest.mark.parametrize("model", ["wrnn", "irnn"])
+def test_a_frozen_core_stays_as_it_starts_and_the_readout_learns(compose_config: Compose, model: str) -> None:
+    size = "model.core.hidden_size=7" if model == "irnn" else "model.core.ring_size=7"
+    tiny = [word for word in TINY_COPY if not word.startswith("model")]
+    cfg = compose_config(*tiny, f"model={model}", size, "model.frozen=true")
+    start = build(cfg).module.state_dict()
+    train(cfg)
+    run = load_run(cfg.paths.run_dir)
+    for name, weight in run.module.state_dict().items():
+        assert torch.equal(weight, start[name]) == name.startswith("core."), name

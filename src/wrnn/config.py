@@ -92,6 +92,8 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     if plain.get("matmul_precision") == "highest":
         del plain["matmul_precision"]  # runs from before there was a choice stay what they were
     plain["trainer"] = {key: plain["trainer"].get(key) for key in _TRAINER_IDENTITY}
+    if not plain["model"].get("frozen"):
+        plain["model"].pop("frozen", None)  # runs from before there was a choice stay what they were
     for how in ("recurrence", "store_every"):
         plain["model"].get("core", {}).pop(how, None)
     for key in ("presets", "paper_init", "paper_input_init"):

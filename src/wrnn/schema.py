@@ -21,11 +21,15 @@ class BiasStart:
 
 @dataclass
 class ModelConfig:
-    """A core with its readout, and the starts that its paper uses (null: the framework's default)."""
+    """A core with its readout, whether the core is left as it starts, and the starts that its paper uses.
+
+    A start that is null is the framework's default.
+    """
 
     name: str = MISSING
     core: Any = MISSING
     readout: Any = MISSING
+    frozen: bool = False
     paper_init: Any = None
     paper_input_init: Any = None
     presets: dict[str, BiasStart] = field(

@@ -4,6 +4,7 @@ The only place that instantiates what a config names.
 """
 
 import errno
+import inspect
 import logging
 import signal
 import warnings
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 import lightning as L
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, Timer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -79,7 +80,8 @@ def build(cfg: DictConfig) -> Parts:
         raise ConfigError(f"seed={cfg.seed}: must be a whole number of at least 0")
     torch.manual_seed(cfg.seed)
     task: Task = _make("task.datamodule", cfg.task.datamodule)
-    core: Core = _make("model.core", cfg.model.core, input_size=task.input_size)
+    core: Core = _make("model.core", cfg.model.core, **_facts(cfg.model.core._target_, task))
+    core.requires_grad_(not cfg.model.get("frozen", False))
     readout: nn.Module = _make(
         "model.readout", cfg.model.readout, input_size=core.output_size, output_size=task.output_size
     )
@@ -93,6 +95,12 @@ def build(cfg: DictConfig) -> Parts:
     )
     module = SequenceModule(core, readout, objective, optimizer, schedule, seed=cfg.seed, identity=identity(cfg))
     return Parts(task, core, readout, objective, module)
+
+
+def _facts(target: str, task: Task) -> dict[str, int]:
+    """What a core is told of its task: the input size, and the length of the sequences if its constructor asks."""
+    facts = {"input_size": task.input_size, "sequence_length": task.sequence_length}
+    return {key: fact for key, fact in facts.items() if key in inspect.signature(get_object(target)).parameters}
 
 
 def _make(key: str, node: DictConfig, **facts: Any) -> Any:

@@ -60,6 +60,8 @@ def test_sequences_of_a_batch_do_not_meet(core: Core, inputs: torch.Tensor) -> N
 
 
 def test_gradients_reach_every_parameter(core: Core, inputs: torch.Tensor) -> None:
+    if not list(core.parameters()):
+        pytest.skip("a core that learns nothing")
     core(inputs)[0].square().sum().backward()
     for name, weight in core.named_parameters():
         assert weight.grad is not None and weight.grad.abs().sum() > 0, name
