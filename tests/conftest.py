@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -12,6 +13,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from wrnn import schema
+from wrnn.config import digest, identity
+from wrnn.paper.cells import Experiments
+from wrnn.paper.ledger import SCHEMA, Record
 
 os.environ["WRNN_TUNE"] = "0"  # a GPU would try six kernels at each of the many sizes here
 INTERPRETS = not torch.cuda.is_available()
@@ -30,6 +34,7 @@ ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 
 Compose = Callable[..., DictConfig]
+MakeRecord = Callable[..., Record]
 
 # A run of seconds on made-up data: the smallest thing that goes through everything.
 TINY_COPY = (
@@ -63,5 +68,45 @@ def compose_config(tmp_path: Path) -> Compose:
     def make(*overrides: str, config_dir: Path = CONF) -> DictConfig:
         with initialize_config_dir(str(config_dir), version_base="1.3"):
             return compose("config", [f"paths.runs_dir={tmp_path / 'runs'}", *overrides])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def experiments() -> Experiments:
+    """The real experiments, composed once a session."""
+    return Experiments(CONF)
+
+
+@pytest.fixture
+def make_record(experiments: Experiments) -> MakeRecord:
+    """`make_record("wrnn_copy_t80", seed=1, share=0.5, **{"test/mse": 1e-3})`."""
+    count = iter(range(10**6))
+
+    def make(name: str, seed: int = 0, share: float = 1.0, preset: str = "corrected", **results: Any) -> Record:
+        cfg = experiments.config(name, preset)
+        unit, published = experiments.budget(name, preset)
+        used = {"steps": 100, "epochs": 1, unit: published * share}
+        settings = identity(cfg)
+        settings["seed"] = settings["task"]["datamodule"]["order_seed"] = seed
+        return Record(
+            schema=SCHEMA,
+            id=f"{next(count):012x}",
+            identity=digest(settings),
+            model=cfg.model.name,
+            task=cfg.task.name,
+            preset=preset,
+            seed=seed,
+            settings=settings,
+            budget={**used, "limit_val_batches": 1.0, "limit_test_batches": 1.0},
+            results={**used, **results},
+            curves={"val/mse": ([1, 2], [0.5, 0.25])},
+            steps_per_second=1.0,
+            hardware={"cpu": "none", "threads": 1, "gpu": None},
+            commits=["0123456"],
+            versions={},
+            date=f"2026-01-0{1 + seed}",
+            overrides=[f"experiment={name}", f"seed={seed}"],
+        )
 
     return make

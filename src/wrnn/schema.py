@@ -83,6 +83,7 @@ class PathsConfig:
     data_dir: str = MISSING
     runs_dir: str = MISSING
     run_dir: str | None = None
+    ledger_dir: str | None = None
 
 
 @dataclass

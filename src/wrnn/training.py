@@ -37,6 +37,7 @@ from wrnn.errors import ConfigError, Interrupted, OutOfMemory
 from wrnn.files import read_json, write_json
 from wrnn.module import Schedule, SequenceModule
 from wrnn.objectives import Objective
+from wrnn.paper import ledger
 from wrnn.precision import PRECISIONS, float32_products
 from wrnn.tasks.base import Task
 
@@ -203,7 +204,7 @@ def _finish(cfg: DictConfig, parts: Parts, trainer: L.Trainer, folder: Path) -> 
     results |= record.validation if record else {}
     test = trainer.test(parts.module, datamodule=parts.task, verbose=False)[0]
     results |= {key: float(value) for key, value in test.items()}
-    results |= _parameters(parts)
+    results |= parameter_counts(parts)
     if timer:
         results["seconds"] = round(timer.time_elapsed("train"), 3)
     if solved and solved.threshold is not None:
@@ -215,9 +216,19 @@ def _finish(cfg: DictConfig, parts: Parts, trainer: L.Trainer, folder: Path) -> 
         results["steps_per_second"] = record.steps / record.seconds
         results["data_share"] = record.data_seconds / record.seconds
     write_json(folder / runs.RESULTS, results)
+    if cfg.paths.get("ledger_dir"):
+        _enter(folder, Path(cfg.paths.ledger_dir))
     print_table(cfg.run_name, results)
     print(f"run folder {folder}", flush=True)
     return results
+
+
+def _enter(folder: Path, ledger_dir: Path) -> None:
+    """Add the run to the ledger; what prevents it must not cost the run."""
+    try:
+        ledger.append(ledger_dir, ledger.record(folder))
+    except ConfigError as error:
+        print(f"warning: {error}; later: python src/paper.py add {folder} --ledger {ledger_dir}", flush=True)
 
 
 def _callback(trainer: L.Trainer, kind: type[Kind]) -> Kind | None:
@@ -286,7 +297,8 @@ def print_table(title: str, results: dict[str, Any]) -> None:
     Console(width=None if Console().is_terminal else 100).print(table)
 
 
-def _parameters(parts: Parts) -> dict[str, int]:
+def parameter_counts(parts: Parts) -> dict[str, int]:
+    """How many numbers are learned or could be: all, and those that are no bias. The paper mixes both."""
     named = [*parts.core.named_parameters(), *parts.readout.named_parameters()]
     total = sum(weight.numel() for _, weight in named)
     biases = sum(weight.numel() for name, weight in named if name.split(".")[-1].startswith("bias"))
@@ -294,7 +306,7 @@ def _parameters(parts: Parts) -> dict[str, int]:
 
 
 def _sizes(parts: Parts) -> str:
-    counts = _parameters(parts)
+    counts = parameter_counts(parts)
     return f"{counts['parameters_total']:,} parameters, {counts['parameters_weights']:,} without biases"
 
 

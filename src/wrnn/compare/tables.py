@@ -17,8 +17,8 @@ _SHORT: dict[str, Callable[[float], str]] = {
     "sd": "{:.2g}".format,
     "seconds": lambda seconds: f"{seconds:,.0f}" if seconds >= 10 else f"{seconds:.2g}",
 }
-_MARKDOWN = str.maketrans({**{letter: f"\\{letter}" for letter in "\\`*|"}, "&": "&amp;", "<": "&lt;"})
-_LATEX = str.maketrans({
+MARKDOWN = str.maketrans({**{letter: f"\\{letter}" for letter in "\\`*|"}, "&": "&amp;", "<": "&lt;"})
+LATEX = str.maketrans({
     **{letter: f"\\{letter}" for letter in "&%$#_{}"}, "\\": r"\textbackslash{}", "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
 })  # fmt: skip
@@ -69,11 +69,11 @@ def markdown(comparison: Comparison) -> str:
     """A heading and a table per task."""
     parts = []
     for task in comparison.tasks:
-        frame = _escaped(ranked(comparison, task), _MARKDOWN)
+        frame = escaped(ranked(comparison, task), MARKDOWN)
         align = ["right" if name in NUMBERS else "left" for name in frame]
         # without disable_numparse 1e-3 would become 0.001, not what the config says
         table = frame.to_markdown(index=False, disable_numparse=True, colalign=align)
-        parts.append(f"## {task.name.translate(_MARKDOWN)}\n\n{heading(task).translate(_MARKDOWN)}\n\n{table}\n")
+        parts.append(f"## {task.name.translate(MARKDOWN)}\n\n{heading(task).translate(MARKDOWN)}\n\n{table}\n")
     return "\n".join(parts)
 
 
@@ -83,12 +83,12 @@ def latex(comparison: Comparison) -> str:
     for task in comparison.tasks:
         frame = ranked(comparison, task)
         columns = "".join("r" if name in NUMBERS else "l" for name in frame)
-        caption = f"{task.name}: {heading(task)}.".translate(_LATEX)
-        styler = _escaped(frame, _LATEX).style.hide(axis="index")
+        caption = f"{task.name}: {heading(task)}.".translate(LATEX)
+        styler = escaped(frame, LATEX).style.hide(axis="index")
         parts.append(styler.to_latex(hrules=True, column_format=columns, caption=caption, position_float="centering"))
     return "\n".join(parts)
 
 
-def _escaped(frame: pd.DataFrame, letters: dict[int, str]) -> pd.DataFrame:
+def escaped(frame: pd.DataFrame, letters: dict[int, str]) -> pd.DataFrame:
     """Replace letters in cells and headings."""
     return frame.map(lambda cell: cell.translate(letters)).rename(columns=lambda name: name.translate(letters))

@@ -1,0 +1,349 @@
+"""Published numbers, and which runs of the ledger are held against them.
+
+A run belongs to the experiment whose settings it shares, whatever command made it; one that differs in a few is a
+variation of the nearest, and stands beside it as what was tried.
+"""
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from wrnn import schema
+from wrnn.config import identity
+from wrnn.errors import ConfigError
+from wrnn.paper.ledger import Ledger, Record
+
+PUBLISHED = Path(__file__).with_name("published.yaml")
+SEEDS_NEEDED = 3
+MAX_DIFFERENCES = 3  # of a variation from its experiment
+
+Verdict = Literal["reproduced", "differs", "partial budget", "not run"]
+VERDICTS: tuple[Verdict, ...] = ("reproduced", "differs", "partial budget", "not run")
+HIGHER_IS_BETTER = ("accuracy", "sequence_accuracy")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A published number.
+
+    Attributes:
+        table, row, column: where it stands.
+        metric: key of results.json.
+        pick: `best` over seeds or `mean`.
+        published: in the unit of the table; None where it was never reached.
+        spread: published standard deviation.
+        band: (low, high) to accept, None for an open end; (None, None) with `published` None: never reached.
+        band_is: `sheet` or `ours`.
+        experiments: whose runs are held against it; none for a system of another paper.
+        origin: of a number that the paper quotes itself.
+    """
+
+    table: str
+    row: str
+    column: str
+    metric: str
+    pick: str
+    published: float | None
+    spread: float | None
+    band: tuple[float | None, float | None]
+    band_is: str
+    experiments: tuple[str, ...]
+    origin: str
+
+    @property
+    def scale(self) -> float:
+        """From results.json to the table: accuracies are in %."""
+        return 100.0 if self.metric.endswith("accuracy") else 1.0
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Which way is better."""
+        return self.metric.split("/")[-1] in HIGHER_IS_BETTER
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the runs of one experiment under one preset give.
+
+    Attributes:
+        values: one a seed, None where a threshold was never reached; of the runs with the largest budget.
+        runs: the records they are of.
+        share: of the published budget that these runs used, at most 1.
+    """
+
+    values: list[float | None]
+    runs: list[Record]
+    share: float
+
+    @property
+    def numbers(self) -> list[float]:
+        """The values that are numbers."""
+        return [value for value in self.values if value is not None]
+
+    @property
+    def mean(self) -> float | None:
+        """Over the seeds; None where one never got there."""
+        return statistics.fmean(self.numbers) if self.numbers and len(self.numbers) == len(self.values) else None
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over the seeds, of the sample."""
+        return statistics.stdev(self.numbers) if len(self.numbers) > 1 and self.mean is not None else None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A cell, what was measured for it under each preset, and the verdict on `corrected`."""
+
+    cell: Cell
+    experiment: str
+    measured: Measured | None
+    released: Measured | None
+    verdict: Verdict
+    remark: str
+
+    def value(self, measured: Measured | None) -> float | None:
+        """The number to hold against the published one."""
+        if measured is None:
+            return None
+        if self.cell.pick == "mean":
+            return measured.mean
+        better = max if self.cell.higher_is_better else min
+        return better(measured.numbers, default=None)
+
+
+class Experiments:
+    """The options of conf/experiment/, composed when they are asked for.
+
+    Args:
+        conf: the folder of the configs.
+    """
+
+    def __init__(self, conf: Path) -> None:
+        self.conf = conf
+        self.names = sorted(path.stem for path in (conf / "experiment").glob("*.yaml"))
+        self.config = lru_cache(maxsize=None)(self._compose)
+        self.settings = lru_cache(maxsize=None)(lambda name, preset: flat(identity(self.config(name, preset))))
+
+    def _compose(self, name: str, preset: str = "corrected") -> DictConfig:
+        schema.register()
+        with initialize_config_dir(str(self.conf.absolute()), version_base="1.3"):
+            return compose("config", [f"experiment={name}", f"preset={preset}"])
+
+    def budget(self, name: str, preset: str = "corrected") -> tuple[str, int]:
+        """The published budget: `steps` or `epochs`, and how many."""
+        task = self.config(name, preset).task
+        return ("steps", task.max_steps) if task.max_steps > 0 else ("epochs", task.max_epochs)
+
+    def share(self, name: str, run: Record) -> float:
+        """How much of the published budget a run used, at most 1."""
+        unit, published = self.budget(name, run.preset)
+        return min(1.0, float(run.budget[unit]) / published)
+
+
+@dataclass
+class Placed:
+    """Where the records of a ledger belong.
+
+    Attributes:
+        runs: by experiment, those with its settings.
+        variations: by experiment, those that differ in a few, each with the differences.
+        elsewhere: those of no experiment.
+    """
+
+    runs: dict[str, list[Record]] = field(default_factory=dict)
+    variations: dict[str, list[tuple[Record, dict[str, tuple[Any, Any]]]]] = field(default_factory=dict)
+    elsewhere: list[Record] = field(default_factory=list)
+
+
+def place(ledger: Ledger, experiments: Experiments, names: Sequence[str]) -> Placed:
+    """Give each record to the experiment, of those named, that it is nearest to."""
+    placed = Placed()
+    starts = {name: experiments.config(name) for name in names}
+    for run in ledger.records:
+        found: dict[str, dict[str, tuple[Any, Any]]] = {}
+        for name, cfg in starts.items():
+            if (cfg.model.name, cfg.task.name) == (run.model, run.task) and run.preset in cfg.model.presets:
+                found[name] = deviations(experiments.settings(name, run.preset), run)
+        nearest = min(found, key=lambda name: len(found[name]), default=None)
+        if nearest is None or len(found[nearest]) > MAX_DIFFERENCES:
+            placed.elsewhere.append(run)
+        elif found[nearest]:
+            placed.variations.setdefault(nearest, []).append((run, found[nearest]))
+        else:
+            placed.runs.setdefault(nearest, []).append(run)
+    return placed
+
+
+_SEED_KEYS = ("seed", "preset", "task.datamodule.order_seed")
+
+
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings by dotted key, each choice once: without seeds, a start or a data set by its name alone."""
+    found = dict(_flat(settings, ""))
+    twice = ("images", "task.datamodule.train_set", "task.datamodule.test_set", "init", "input_init", "scheduler.drop")
+    targets = [str(value) for key, value in found.items() if key.startswith("images.") and key.endswith("_target_")]
+    found = {key: value for key, value in found.items() if key not in _SEED_KEYS and not key.startswith(twice)}
+    if targets:
+        found["data"] = "made up" if any("FakeData" in target for target in targets) else "real"
+    return found
+
+
+def _flat(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if path.endswith("init.weight"):
+        yield path, start_name(node)
+    elif isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _flat(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, node
+
+
+def start_name(node: Any) -> str:
+    """The start of a weight in a word: `shift`, `identity`, `random`; unusual settings in brackets."""
+    if node is None:
+        return "random"
+    name = str(node["_target_"]).rsplit(".", 1)[-1].rstrip("_")
+    usual = {"velocity": 1.0, "std": 0.001}
+    more = [f"{k}={v}" for k, v in node.items() if not k.startswith("_") and usual.get(k) != v]
+    return f"{name}({', '.join(more)})" if more else name
+
+
+def deviations(expected: Mapping[str, Any], run: Record) -> dict[str, tuple[Any, Any]]:
+    """Settings in which a run differs, as (expected, found). A key that a run is too old to have is no difference."""
+    found = flat(run.settings)
+    for key in ("limit_val_batches", "limit_test_batches"):
+        if run.budget.get(key) not in (None, 1.0):
+            found[f"trainer.{key}"] = run.budget[key]
+    return {
+        key: (expected.get(key), value)
+        for key, value in found.items()
+        if expected.get(key) != value and not (key not in expected and value in (None, False))
+    }
+
+
+def measure(metric: str, scale: float, runs: Sequence[Record], shares: Sequence[float]) -> Measured:
+    """The runs with the largest budget, one a seed; the newest where a seed was run twice."""
+    largest = max(shares)
+    chosen = {run.seed: run for run, share in sorted(zip(runs, shares, strict=True), key=lambda pair: pair[0].date)
+              if share == largest}  # fmt: skip
+    ordered = [chosen[seed] for seed in sorted(chosen)]
+    values = []
+    for run in ordered:
+        value = run.results.get(metric)
+        values.append(None if value is None else float(value) * scale)
+    return Measured(values, ordered, largest)
+
+
+def answer(cell: Cell, placed: Placed, experiments: Experiments) -> Answer:
+    """Hold the runs against a cell. Of several experiments the best counts, full budgets first."""
+    options = []
+    for name in cell.experiments:
+        runs = [run for run in placed.runs.get(name, []) if run.preset == "corrected"]
+        released = [run for run in placed.runs.get(name, []) if run.preset == "released_code"]
+        both = [
+            measure(cell.metric, cell.scale, found, [experiments.share(name, run) for run in found]) if found else None
+            for found in (runs, released)
+        ]
+        options.append(Answer(cell, name, both[0], both[1], *_judge(cell, both[0])))
+
+    def rank(option: Answer) -> tuple[float, float]:
+        value = option.value(option.measured)
+        if option.measured is None or value is None:
+            return (-1.0 if option.measured is None else option.measured.share, float("-inf"))
+        return option.measured.share, value if cell.higher_is_better else -value
+
+    return max(options, key=rank)
+
+
+def _judge(cell: Cell, measured: Measured | None) -> tuple[Verdict, str]:
+    if measured is None:
+        return "not run", ""
+    inside = within_band(cell, measured)
+    where = "inside the band" if inside else "outside the band"
+    if measured.share < 1:
+        return "partial budget", f"{100 * measured.share:.3g} % of the budget, {where}"
+    count = len(measured.runs)
+    if count < SEEDS_NEEDED:
+        return "partial budget", f"{count} of {SEEDS_NEEDED} seeds, {where}"
+    return ("reproduced" if inside else "differs"), ""
+
+
+def within_band(cell: Cell, measured: Measured) -> bool:
+    """Whether the measured number lies in the band; for a cell that was never reached, whether no seed got there."""
+    if cell.published is None:
+        return not measured.numbers
+    if cell.pick == "mean" and len(measured.numbers) < len(measured.values):
+        return False
+    if not measured.numbers:
+        return False
+    better = max if cell.higher_is_better else min
+    value = statistics.fmean(measured.numbers) if cell.pick == "mean" else better(measured.numbers)
+    return inside(value, cell.band)
+
+
+def inside(value: float, band: tuple[float | None, float | None]) -> bool:
+    """Whether a number lies in a band with open ends."""
+    low, high = band
+    return (low is None or value >= low) and (high is None or value <= high)
+
+
+def published() -> dict[str, Any]:
+    """The content of published.yaml."""
+    content = OmegaConf.to_container(OmegaConf.load(PUBLISHED))
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def read_cells(content: Mapping[str, Any]) -> list[Cell]:
+    """The cells of all tables, row by row. Raises: ConfigError for a row that does not fit its columns."""
+    return [
+        cell for name, table in content["tables"].items() for row in table["rows"] for cell in _row(name, table, row)
+    ]
+
+
+def _row(name: str, table: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[Cell]:
+    columns, numbers = table["columns"], row["published"]
+    if len(numbers) != len(columns):
+        raise ConfigError(f"{PUBLISHED.name}: {name}, {row['name']}: {len(numbers)} numbers for {len(columns)} columns")
+    for index, column in enumerate(columns):
+        value = None if numbers[index] == "never" else float(numbers[index])
+        band = row.get("band")
+        if isinstance(band, list) and isinstance(band[0], list | dict):
+            band = band[index]
+        templates = row.get("experiments", [])
+        if row.get("by_column"):
+            templates = [templates[index]]
+        templates = [templates] if isinstance(templates, str) else templates
+        yield Cell(
+            table=name, row=row["name"], column=str(column), metric=row.get("metric", ""), pick=row.get("pick", "best"),
+            published=value, spread=row["spread"][index] if "spread" in row else None, band=_band(band, value),
+            band_is=row.get("band_is", ""), experiments=tuple(text.format(column) for text in templates),
+            origin=row.get("origin", ""),
+        )  # fmt: skip
+
+
+def _band(band: Any, value: float | None) -> tuple[float | None, float | None]:
+    if band is None or (value is None and isinstance(band, dict)):
+        return (None, None)
+    if isinstance(band, list):
+        return (band[0], band[1])
+    assert value is not None
+    if "factor" in band:
+        return (value / band["factor"], value * band["factor"])
+    return (0, value * band["at_most"])
+
+
+def experiment_names(content: Mapping[str, Any]) -> list[str]:
+    """Every experiment that a cell, a setting, a claim or a curve is about, once, in order of appearance."""
+    names = [name for cell in read_cells(content) for name in cell.experiments]
+    for table in content["settings"].values():
+        names += [row["experiment"].format(column) for row in table["rows"] for column in table["columns"]]
+    names += [name for claim in content["claims"] for name in claim["experiments"]]
+    return list(dict.fromkeys([*names, *content["curves"], *content["pictures"]]))

@@ -1,0 +1,101 @@
+"""The sentences of the paper as numbers: what the runs so far say, and which runs are still needed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from wrnn.paper.cells import HIGHER_IS_BETTER, SEEDS_NEEDED, Experiments, Measured, Placed, inside, measure
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim and its state.
+
+    Attributes:
+        text, where: what the paper says, and where.
+        wanted: the band in words.
+        found: our number in words; empty where a run is missing.
+        state: `holds`, `does not hold`, `so far yes`, `so far no` or `not run`.
+        basis: the experiments with seeds and share of the budget.
+        needs: experiments that lack seeds or budget.
+    """
+
+    text: str
+    where: str
+    wanted: str
+    found: str
+    state: str
+    basis: str
+    needs: list[str]
+
+
+def evaluate(claim: Mapping[str, Any], placed: Placed, experiments: Experiments) -> Claim:
+    """Hold the runs against a claim, as it stands in published.yaml."""
+    names, metric, kind = claim["experiments"], claim["metric"], claim["kind"]
+    band = tuple(claim.get("band", (None, None)))
+    measured = [_measured(name, metric, placed, experiments) for name in names]
+    needs = [name for name, found in zip(names, measured, strict=True) if not _is_whole(found)]
+    found, holds = "", False
+    if all(measured):
+        found, holds = _compare(kind, band, [one for one in measured if one], metric)
+    state = ("holds" if holds else "does not hold") if not needs else ("so far yes" if holds else "so far no")
+    return Claim(
+        text=claim["text"],
+        where=claim["where"],
+        wanted=_wanted(kind, band),
+        found=found,
+        state=state if all(measured) else "not run",
+        basis="; ".join(_basis(name, one) for name, one in zip(names, measured, strict=True)),
+        needs=needs,
+    )
+
+
+def _measured(name: str, metric: str, placed: Placed, experiments: Experiments) -> Measured | None:
+    runs = [run for run in placed.runs.get(name, []) if run.preset == "corrected"]
+    scale = 100.0 if metric == "test/accuracy" else 1.0
+    return measure(metric, scale, runs, [experiments.share(name, run) for run in runs]) if runs else None
+
+
+def _is_whole(measured: Measured | None) -> bool:
+    return measured is not None and measured.share >= 1 and len(measured.runs) >= SEEDS_NEEDED
+
+
+def _basis(name: str, measured: Measured | None) -> str:
+    if measured is None:
+        return f"{name}: none"
+    return f"{name}: n={len(measured.runs)}, {100 * measured.share:.3g} % of the budget"
+
+
+def _compare(
+    kind: str, band: tuple[float | None, float | None], measured: Sequence[Measured], metric: str
+) -> tuple[str, bool]:
+    """Our number in words, and whether it is what the claim says. A step that was never reached is a lower bound."""
+    values = [one.mean for one in measured]
+    if kind == "ratio":
+        first, second = values
+        at_least = ""
+        if first is None and metric == "solved_step":
+            first, at_least = min(float(run.results["steps"]) for run in measured[0].runs), "more than "
+        if first is None or second is None or second == 0:
+            return "never reached", False
+        return f"{at_least}{first / second:.3g}", inside(first / second, band)
+    if any(value is None for value in values):
+        return "never reached", False
+    numbers = [value for value in values if value is not None]
+    if kind == "value":
+        return f"{numbers[0]:.4g}", inside(numbers[0], band)
+    if kind == "difference":
+        return f"{numbers[0] - numbers[1]:+.2f}", inside(numbers[0] - numbers[1], band)
+    assert kind == "order", kind
+    sign = 1 if metric.split("/")[-1] in HIGHER_IS_BETTER else -1
+    return " > ".join(f"{number:.4g}" for number in numbers), all(sign * a > sign * b for a, b in pairwise(numbers))
+
+
+def _wanted(kind: str, band: tuple[float | None, float | None]) -> str:
+    if kind == "order":
+        return "in this order"
+    low, high = band
+    if low is None or high is None:
+        return f"at most {high:g}" if low is None else f"at least {low:g}"
+    return f"{low:g} to {high:g}"

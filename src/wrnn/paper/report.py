@@ -1,0 +1,348 @@
+"""`results/paper.md` and `paper.tex`: every table with published beside measured, made from the ledger alone."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+
+from wrnn.compare.tables import LATEX, MARKDOWN, escaped
+from wrnn.paper.cells import (
+    SEEDS_NEEDED,
+    VERDICTS,
+    Answer,
+    Experiments,
+    Measured,
+    Placed,
+    answer,
+    experiment_names,
+    place,
+    published,
+    read_cells,
+    start_name,
+)
+from wrnn.paper.claims import Claim, evaluate
+from wrnn.paper.ledger import Ledger, Record
+
+LEDGER_WORD = "paths.ledger_dir=results/ledger"
+
+
+@dataclass
+class Paper:
+    """All that the report says, before it is written.
+
+    Attributes:
+        ledger, placed, experiments: where it comes from.
+        content: of published.yaml.
+        answers: one a cell that is ours to run.
+        claims: see `wrnn.paper.claims`.
+        pictures: figures by name: caption, and what is missing in them.
+        waves: rows of measures of the states of trained models.
+    """
+
+    ledger: Ledger
+    placed: Placed
+    experiments: Experiments
+    content: dict[str, Any]
+    answers: list[Answer]
+    claims: list[Claim]
+    pictures: dict[str, str] = field(default_factory=dict)
+    waves: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Cells by verdict."""
+        found = Counter(one.verdict for one in self.answers)
+        return {verdict: found[verdict] for verdict in VERDICTS}
+
+
+def judge(ledger: Ledger, experiments: Experiments) -> Paper:
+    """Hold a ledger against all that is published."""
+    content = published()
+    placed = place(ledger, experiments, experiment_names(content))
+    answers = [answer(cell, placed, experiments) for cell in read_cells(content) if cell.experiments]
+    claims = [evaluate(claim, placed, experiments) for claim in content["claims"]]
+    return Paper(ledger, placed, experiments, content, answers, claims)
+
+
+def command(names: Iterable[str]) -> str:
+    """What runs experiments with as many seeds as a verdict needs."""
+    seeds = ",".join(map(str, range(SEEDS_NEEDED)))
+    return f"python src/train.py -m experiment={','.join(dict.fromkeys(names))} seed={seeds} {LEDGER_WORD}"
+
+
+def markdown(paper: Paper) -> str:
+    """The report."""
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in paper.counts.items())
+    parts = [
+        "# The paper, regenerated\n\n"
+        "Made by `make paper` from `results/ledger/` alone; nothing here is typed in. *quoted*: printed in Keller et "
+        "al. 2024, or read off its plots. *measured*: our runs of the default preset `corrected`; `released_code` "
+        "stands beside it where it was run.\n\n"
+        f"**{len(paper.answers)} cells: {counts}.** From {len(paper.ledger.records)} runs. *reproduced* asks for the "
+        f"published budget, {SEEDS_NEEDED} seeds and a number inside the band; *differs* for the same and a number "
+        "outside; *partial budget* is everything that was run with less. Bands marked `sheet` rest on the paper's "
+        "spread or on independent reruns, those marked `ours` are our own choice.\n"
+    ]
+    if paper.ledger.problems:
+        lines = "\n".join(f"- {problem}" for problem in paper.ledger.problems)
+        parts.append(f"Lines of the ledger that were skipped:\n\n{lines}\n")
+    parts.append("## Claims\n\n" + _table(claims_frame(paper.claims)))
+    needed = [name for claim in paper.claims for name in claim.needs]
+    if needed:
+        parts.append(f"What they still need:\n\n    {command(needed)}\n")
+    for name, table in paper.content["tables"].items():
+        answers = [one for one in paper.answers if one.cell.table == name]
+        parts.append(f"## {name}\n\n{table['caption']}.\n")
+        if "note" in table:
+            parts.append(f"{table['note'].strip()}\n")
+        parts.append(_table(cells_frame(paper, name)))
+        short = [one.experiment for one in answers if one.verdict in ("not run", "partial budget")]
+        if short:
+            parts.append(f"Whole, with {SEEDS_NEEDED} seeds:\n\n    {command(short)}\n")
+    for name, table in paper.content["settings"].items():
+        frame, same, cells = settings_frame(paper, name)
+        parts.append(f"## {name}\n\n{table['caption']}; {same} of {cells} as published (quoted).\n\n{_table(frame)}")
+    parts.append(
+        "## What was tried beside the published settings\n\nRuns that differ from an experiment in a few settings.\n\n"
+        + _table(variations_frame(paper))
+    )
+    if paper.waves:
+        parts.append(
+            "## Waves of trained models\n\nStates over the first test sequence, of runs whose weights were kept, "
+            "before training and after. Velocities are towards lower neuron indices.\n\n" + _table(pd.DataFrame(paper.waves))
+        )
+    if paper.pictures:
+        parts.append("## Figures\n")
+        parts += [
+            f"### {name}\n\n{caption}\n\n![{name}](figures/{file_name(name)}.png)\n"
+            for name, caption in paper.pictures.items()
+        ]
+    parts.append("## Runs\n\n" + _table(runs_frame(paper)))
+    return "\n".join(parts)
+
+
+def latex(paper: Paper) -> str:
+    """The tables with measured numbers, a `table` each, for the package booktabs."""
+    frames = {"Claims": claims_frame(paper.claims)}
+    frames |= {
+        f"{name}. {table['caption']}": cells_frame(paper, name) for name, table in paper.content["tables"].items()
+    }
+    frames |= {
+        f"{name}. {table['caption']}": settings_frame(paper, name)[0]
+        for name, table in paper.content["settings"].items()
+    }
+    parts = []
+    for caption, frame in frames.items():
+        styler = escaped(frame, LATEX).style.hide(axis="index")
+        parts.append(
+            styler.to_latex(
+                hrules=True,
+                column_format="l" * len(frame.columns),
+                caption=caption.translate(LATEX),
+                position_float="centering",
+            )
+        )
+    return "\n".join(parts)
+
+
+def file_name(figure: str) -> str:
+    """`Figure 2` -> figure_02."""
+    return f"figure_{int(figure.split()[-1]):02d}"
+
+
+def claims_frame(claims: Sequence[Claim]) -> pd.DataFrame:
+    """A row a claim."""
+    return pd.DataFrame(
+        [
+            {
+                "claim": one.text,
+                "where": one.where,
+                "wanted": one.wanted,
+                "measured": one.found or "-",
+                "state": one.state,
+                "rests on": one.basis,
+            }
+            for one in claims
+        ]
+    )
+
+
+def cells_frame(paper: Paper, name: str) -> pd.DataFrame:
+    """A row a cell of one table, with those of other systems, which are quoted only."""
+    answers = {(one.cell.row, one.cell.column): one for one in paper.answers if one.cell.table == name}
+    unit = paper.content["tables"][name].get("column", "")
+    rows = []
+    for cell in read_cells(paper.content):
+        if cell.table != name:
+            continue
+        column = f"{unit}={cell.column}" if unit else cell.column
+        one = answers.get((cell.row, cell.column))
+        quoted = number(cell.published, cell.metric) + (
+            f" ± {number(cell.spread, cell.metric)}" if cell.spread is not None else ""
+        )
+        if one is None:
+            rows.append([cell.row, column, quoted, "", "", "", f"quoted only: {cell.origin}", "", "", ""])
+            continue
+        rows.append(
+            [
+                cell.row,
+                column,
+                quoted,
+                _shown(one, one.measured),
+                number(one.measured.spread, cell.metric) if one.measured else "",
+                str(len(one.measured.runs)) if one.measured else "",
+                one.verdict + (f": {one.remark}" if one.remark else ""),
+                _band_words(one),
+                _shown(one, one.released),
+                " ".join(run.id[:6] for run in one.measured.runs) if one.measured else one.experiment,
+            ]
+        )
+    heads = [
+        "",
+        "cell",
+        "published (quoted)",
+        "measured",
+        "sd",
+        "n",
+        "verdict",
+        "band",
+        "released_code",
+        "runs, or experiment",
+    ]
+    frame = pd.DataFrame(rows, columns=heads)
+    return frame.drop(columns=[head for head in ("released_code", "sd") if frame[head].eq("").all()])
+
+
+def _shown(one: Answer, measured: Measured | None) -> str:
+    if measured is None:
+        return ""
+    reached = (
+        f" ({len(measured.numbers)} of {len(measured.values)} seeds)"
+        if len(measured.numbers) < len(measured.values)
+        else ""
+    )
+    return number(one.value(measured), one.cell.metric) + reached
+
+
+def _band_words(one: Answer) -> str:
+    cell = one.cell
+    if cell.published is None:
+        return f"never ({cell.band_is})"
+    low, high = cell.band
+    low_text = "" if low is None else number(low, cell.metric)
+    high_text = "" if high is None else number(high, cell.metric)
+    return (f"up to {high_text}" if low in (None, 0) else f"{low_text} to {high_text}") + f" ({cell.band_is})"
+
+
+def number(value: float | None, metric: str) -> str:
+    """A number as the table shows it: accuracy in %, steps as whole numbers, errors with two digits."""
+    if value is None:
+        return "never"
+    if metric == "solved_step":
+        return f"{value:,.0f}"
+    if metric.endswith("accuracy") or not metric:
+        return f"{value:.2f}".rstrip("0").rstrip(".") if value == round(value, 1) else f"{value:.2f}"
+    return f"{value:.3f}" if value >= 0.1 else f"{value:.1e}"
+
+
+def settings_frame(paper: Paper, name: str) -> tuple[pd.DataFrame, int, int]:
+    """Published settings beside ours: the frame, how many are the same, and of how many."""
+    table = paper.content["settings"][name]
+    rows, same, cells = [], 0, 0
+    for row in table["rows"]:
+        shown: dict[str, str] = {"": row["name"]}
+        for column, quoted in zip(table["columns"], row["published"], strict=True):
+            ours = _setting(paper.experiments.config(row["experiment"].format(column), "corrected"), row["key"])
+            is_same = ours == quoted
+            same, cells = same + is_same, cells + 1
+            shown[f"{table['column']}={column}"] = (
+                f"{_word(quoted)}" if is_same else f"{_word(quoted)}; ours {_word(ours)}"
+            )
+        rows.append(shown)
+    return pd.DataFrame(rows), same, cells
+
+
+def _setting(cfg: DictConfig, key: str) -> Any:
+    value = OmegaConf.select(cfg, key)
+    return start_name(value) if key.endswith("init.weight") else value
+
+
+def _word(value: Any) -> str:
+    return "none" if value is None else f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def variations_frame(paper: Paper) -> pd.DataFrame:
+    """A row a run that is no experiment's but near one."""
+    rows = []
+    for name, found in sorted(paper.placed.variations.items()):
+        for run, off in found:
+            metric = headline(run)
+            rows.append(
+                {
+                    "experiment": name,
+                    "preset": run.preset,
+                    "seed": str(run.seed),
+                    "differs in": "; ".join(f"{key}: {_word(new)} for {_word(old)}" for key, (old, new) in off.items()),
+                    "budget": _budget(run),
+                    "metric": metric,
+                    "measured": number(_value(run, metric), metric),
+                    "run": run.id[:6],
+                }
+            )
+    return pd.DataFrame(
+        rows, columns=["experiment", "preset", "seed", "differs in", "budget", "metric", "measured", "run"]
+    )
+
+
+def headline(run: Record) -> str:
+    """The test metric that a run is judged by."""
+    return str(run.settings["task"]["monitor"]["metric"]).replace("val/", "test/")
+
+
+def _value(run: Record, metric: str) -> float | None:
+    value = run.results.get(metric)
+    return None if value is None else float(value) * (100 if metric.endswith("accuracy") else 1)
+
+
+def _budget(run: Record) -> str:
+    return f"{run.budget['steps']:,} steps, {run.budget['epochs']:g} epochs"
+
+
+def runs_frame(paper: Paper) -> pd.DataFrame:
+    """A row a record: what it used and where it came from."""
+    homes = {run.id: name for name, runs in paper.placed.runs.items() for run in runs}
+    homes |= {run.id: f"near {name}" for name, found in paper.placed.variations.items() for run, _ in found}
+    rows = []
+    for run in sorted(paper.ledger.records, key=lambda run: (homes.get(run.id, "~"), run.preset, run.seed, run.date)):
+        metric = headline(run)
+        used = (
+            f"; {100 * paper.experiments.share(homes[run.id], run):.3g} %"
+            if homes.get(run.id) in paper.placed.runs
+            else ""
+        )
+        rows.append(
+            {
+                "run": run.id[:6],
+                "experiment": homes.get(run.id, "none"),
+                "preset": run.preset,
+                "seed": str(run.seed),
+                "budget": _budget(run) + used,
+                "metric": metric,
+                "measured": number(_value(run, metric), metric),
+                "steps/s": "" if run.steps_per_second is None else f"{run.steps_per_second:.3g}",
+                "hardware": f"{run.hardware['gpu'] or run.hardware['cpu']}, threads: {run.hardware['threads']}",
+                "commit": " ".join(run.commits),
+                "date": run.date[:10],
+                "command": f"python src/train.py {' '.join(run.overrides)}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _table(frame: pd.DataFrame) -> str:
+    if frame.empty:
+        return "None yet.\n"
+    return escaped(frame, MARKDOWN).to_markdown(index=False, disable_numparse=True) + "\n"

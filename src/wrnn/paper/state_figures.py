@@ -1,0 +1,346 @@
+"""Figures of states: of models whose weights the ledger keeps, over the first test sequence of their task.
+
+The state before training is made anew from the run's settings and seed, so it needs no weights.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from hydra.utils import instantiate
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from wrnn.analysis import plots
+from wrnn.analysis.dimension import participation_ratio
+from wrnn.analysis.memory import memory_span
+from wrnn.analysis.onsets import decode_onsets
+from wrnn.analysis.spectrum import spectrum
+from wrnn.analysis.velocity import channel_velocities
+from wrnn.cores.base import Core
+from wrnn.paper.ledger import Record, weights_path
+from wrnn.paper.report import Paper
+from wrnn.training import build
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model of the ledger with the weights that its run tested, and the sequence that pictures show.
+
+    Attributes:
+        run: its record.
+        core, readout: with those weights.
+        start: the core before training.
+        inputs: (T, I), the first test sequence.
+        target: of the sequence.
+    """
+
+    run: Record
+    core: Core
+    readout: nn.Module
+    start: Core
+    inputs: Tensor
+    target: Tensor
+
+
+def load(paper: Paper, experiment: str) -> Trained | None:
+    """The best model of an experiment whose weights were kept, the largest budget first; None where there is none."""
+    runs = [run for run in paper.placed.runs.get(experiment, []) if weights_path(paper.ledger.folder, run).exists()]
+    runs = [run for run in runs if run.preset == "corrected"]
+    if not runs:
+        return None
+    metric = str(runs[0].settings["task"]["monitor"]["metric"]).replace("val/", "test/")
+    sign = 1 if runs[0].settings["task"]["monitor"]["mode"] == "max" else -1
+    best = max(runs, key=lambda run: (paper.experiments.share(experiment, run), sign * run.results[metric]))
+    kept = torch.load(weights_path(paper.ledger.folder, best), weights_only=True)
+    core, readout = _parts(paper, experiment, best.seed)
+    start, _ = _parts(paper, experiment, best.seed)
+    core.load_state_dict(kept["core"])
+    readout.load_state_dict(kept["readout"])
+    return Trained(best, core, readout, start, kept["inputs"], kept["target"])
+
+
+def _parts(paper: Paper, experiment: str, seed: int) -> tuple[Core, nn.Module]:
+    cfg = paper.experiments.config(experiment, "corrected").copy()
+    cfg.seed = seed
+    with torch.random.fork_rng(devices=[]):
+        parts = build(cfg)
+    return parts.core, parts.readout
+
+
+def figure_1(paper: Paper) -> tuple[Figure, str]:
+    """A field of waves tells when and where inputs came; a static bump does not."""
+    steps, units = 90, 100
+    generator = torch.Generator().manual_seed(3)
+    trains = (torch.rand(3, steps, generator=generator) < 0.05).float()
+    trains[:, 60:] = 0
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    grid = figure.subplots(3, 2, sharex="col")
+    states = {}
+    for name in ("shift", "identity"):
+        cfg = paper.experiments.config("wrnn_copy_t30", "corrected").copy()
+        cfg.model.core.update({"num_channels": 3, "ring_size": units})
+        core = _ring_core(paper, name, units)
+        states[name] = plots.states_of(core, trains.T)
+    _trains(grid[0, 0], trains)
+    grid[0, 0].set_title("by construction: three channels, binary inputs")
+    for row, (name, label) in enumerate((("shift", "waves (shift)"), ("identity", "static bump (identity)")), start=1):
+        _state(grid[row, 0], states[name].flatten(0, 1), f"{label}\n3 channels x {units} neurons")
+    found = decode_onsets(states["shift"][:, :, -1])
+    read = torch.zeros_like(trains)
+    for onset in found:
+        read[onset.channel, steps - 1 - round(onset.steps_ago)] = 1
+    right = bool((read == trains).all())
+    grid[1, 0].set_title(f"{int(trains.sum())} onsets read from the last state: {'all right' if right else 'not all right'}")
+    bump = states["identity"][:, 0, -1]
+    grid[2, 0].set_title(f"the last state knows how many came: {', '.join(f'{value:.0f}' for value in bump.tolist())}")
+    wave, dense = load(paper, "wrnn_copy_t30"), load(paper, "irnn_copy_t30")
+    grid[0, 1].set_title("trained: copy task, T = 30")
+    if wave:
+        _image(grid[0, 1], wave.inputs.T, "input symbol")
+        _state(grid[1, 1], plots.states_of(wave.core, wave.inputs).flatten(0, 1), "wRNN\n6 channels x 100 neurons")
+    else:
+        _missing(grid[0, 1])
+        _missing(grid[1, 1])
+    if dense:
+        _state(grid[2, 1], plots.sort_by_peak(plots.states_of(dense.core, dense.inputs)[0]), "iRNN, 100 neurons\nby time of peak")
+    else:
+        _missing(grid[2, 1])
+    for axes in grid[-1]:
+        axes.set_xlabel("time step")
+    return figure, (
+        "Waves keep when and on which channel an input came (left, exact by construction: the onsets are decoded from the"
+        " last state alone); a static bump keeps how many. Right: the same picture of models trained on the copy task."
+    )
+
+
+def figure_2(paper: Paper) -> tuple[Figure, str]:
+    """State and spectrum of both models on one test digit."""
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    grid = figure.subplots(2, 2)
+    said = []
+    for row, (experiment, label) in zip(grid, (("wrnn_smnist", "wRNN"), ("irnn_smnist", "iRNN")), strict=True):
+        model = load(paper, experiment)
+        if model is None:
+            for axes in row:
+                _missing(axes)
+            continue
+        states = plots.states_of(model.core, model.inputs)
+        channel = int(states.double().square().sum((1, 2)).argmax())
+        shown = states[channel] if len(states) > 1 else plots.sort_by_peak(states[0])
+        each, _ = channel_velocities(states)
+        words = each[channel].describe() if len(states) > 1 else "units have no place on a ring: no velocity"
+        _state(row[0], shown, f"{label}\nneuron")
+        row[0].set_title(f"channel {channel}" if len(states) > 1 else "by time of peak")
+        _spectrum(row[1], shown, each[channel].waves[0].velocity if len(states) > 1 and each[channel].waves else None)
+        row[1].set_title(words)
+        said.append(f"{label} after {model.run.budget['epochs']:g} epochs")
+    for axes in grid[1]:
+        axes.set_xlabel(axes.get_xlabel() or "time step")
+    return figure, (
+        f"State (left) and space-time spectrum (right) on one test digit of sMNIST; {', '.join(said) or 'not run'}. The"
+        " spectrum is divided by that of states shuffled in space and time; dashed: the fitted velocity. Activity that"
+        " moves towards lower neuron indices at 1 neuron a step is the line from lower left to upper right."
+    )
+
+
+def figure_4(paper: Paper) -> tuple[Figure, str]:
+    """Copy examples of the wRNN and the large iRNN."""
+    models = (("wRNN n=100, c=6", "wrnn_copy_t{}"), ("iRNN n=625", "irnn_copy_t{}_n625"))
+    return _copies(paper, models), "Copy task, one test sequence a column, the first and the last steps of long ones. " + _COPY
+
+
+def figure_16(paper: Paper) -> tuple[Figure, str]:
+    """Copy examples of the small iRNN."""
+    return _copies(paper, (("iRNN n=100", "irnn_copy_t{}"),)), "The same for the iRNN with n = 100. " + _COPY
+
+
+_COPY = "Rows: what should come out, and the probability that a model gives to each class. Black is 1."
+
+
+def figure_9(paper: Paper) -> tuple[Figure, str]:
+    """States of fifteen channels."""
+    figure = Figure(figsize=(9, 8), layout="constrained")
+    grid = figure.subplots(5, 3, sharex=True, sharey=True)
+    model = load(paper, "wrnn_smnist")
+    if model is None:
+        _missing(grid[2, 1])
+        return figure, "States of 15 channels of a wRNN on sMNIST: not run."
+    states = plots.states_of(model.core, model.inputs)
+    for channel, axes in enumerate(grid.flat):
+        _state(axes, states[channel], "neuron" if channel % 3 == 0 else "")
+        axes.set_title(f"channel {channel}")
+    for axes in grid[-1]:
+        axes.set_xlabel("time step")
+    caption = f"States of 15 of the 16 channels of a wRNN on one test digit of sMNIST, after {model.run.budget['epochs']:g} epochs."
+    return figure, caption + " Each is scaled to its own largest activity."
+
+
+def figure_10(paper: Paper) -> tuple[Figure, str]:
+    """Channels with their spectra and velocities."""
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    grid = figure.subplots(4, 2)
+    model = load(paper, "wrnn_smnist")
+    if model is None:
+        _missing(grid[0, 0])
+        return figure, "Waves of several velocities in one network: not run."
+    states = plots.states_of(model.core, model.inputs)
+    each, _ = channel_velocities(states)
+    speed = [waves.waves[0].velocity if waves.waves else 0.0 for waves in each]
+    order = sorted(range(len(speed)), key=lambda channel: (-len(each[channel].waves), speed[channel]))
+    chosen = sorted({order[0], order[1], min(range(len(speed)), key=speed.__getitem__), max(range(len(speed)), key=speed.__getitem__)})
+    for row, channel in zip(grid, [*chosen, *order[2:]][:4], strict=True):
+        _state(row[0], states[channel], f"channel {channel}\nneuron")
+        _spectrum(row[1], states[channel], *(wave.velocity for wave in each[channel].waves))
+        row[1].set_title(each[channel].describe())
+    grid[-1, 0].set_xlabel("time step")
+    return figure, (
+        f"Channels of a wRNN on one test digit of sMNIST, after {model.run.budget['epochs']:g} epochs: those with the most"
+        " waves, the slowest and the fastest. Dashed: fitted velocities."
+    )
+
+
+def figure_15(paper: Paper) -> tuple[Figure, str]:
+    """A kernel per position: not built."""
+    figure = Figure(figsize=(5.5, 1.5), layout="constrained")
+    _missing(figure.subplots())
+    return figure, "States of a locally connected network: not run; it needs a core with a kernel for each position."
+
+
+_SIX = (
+    ("wRNN, shift", "wrnn_smnist"), ("wRNN, random", "wrnn_smnist_random_u"), ("wRNN, identity", "wrnn_smnist_dirac_u"),
+    ("iRNN, identity", "irnn_smnist"), ("iRNN, random", "irnn_smnist_random_u"), ("iRNN, shift", "irnn_smnist_shift_u"),
+)  # fmt: skip
+
+
+def figure_18(paper: Paper) -> tuple[Figure, str]:
+    """States before and after training, six starts."""
+    figure = Figure(figsize=(9, 9), layout="constrained")
+    grid = figure.subplots(6, 2, sharex=True)
+    probe = next((model.inputs for _, name in _SIX if (model := load(paper, name))), None)
+    said = []
+    for row, (label, name) in zip(grid, _SIX, strict=True):
+        model = load(paper, name)
+        inputs = model.inputs if model else probe
+        start = model.start if model else _parts(paper, name, 0)[0]
+        for axes, core in ((row[0], start), (row[1], model.core if model else None)):
+            if core is None or inputs is None:
+                _missing(axes)
+                continue
+            states = plots.states_of(core, inputs)
+            channel = int(states.double().square().sum((1, 2)).argmax())
+            _state(axes, states[channel], f"{label}\nneuron" if axes is row[0] else "")
+        if model:
+            said.append(f"{label} {model.run.budget['epochs']:g}")
+    grid[0, 0].set_title("before training")
+    grid[0, 1].set_title("after training")
+    for axes in grid[-1]:
+        axes.set_xlabel("time step")
+    return figure, (
+        "States on one test digit of sMNIST before and after training, the most active channel; epochs:"
+        f" {', '.join(said) or 'none run'}. The paper trains 120."
+    )
+
+
+STATES: dict[str, Callable[[Paper], tuple[Figure, str]]] = {
+    "Figure 1": figure_1, "Figure 2": figure_2, "Figure 4": figure_4, "Figure 9": figure_9, "Figure 10": figure_10,
+    "Figure 15": figure_15, "Figure 16": figure_16, "Figure 18": figure_18,
+}  # fmt: skip
+
+
+def wave_rows(paper: Paper) -> list[dict[str, str]]:
+    """Velocity, dimensionality and memory of every experiment with kept weights, before and after training."""
+    rows = []
+    for experiment in sorted(paper.placed.runs):
+        model = load(paper, experiment)
+        if model is None or not model.core.state_size or not list(model.core.parameters()):
+            continue
+        for when, core in (("before", model.start), ("after", model.core)):
+            states = plots.states_of(core, model.inputs)
+            flat = states.flatten(0, 1)
+            span = memory_span(core, model.inputs.shape[-1])
+            row = {"experiment": experiment, "training": when, "run": model.run.id[:6]}
+            if core.ring_shape is not None:
+                each, pooled = channel_velocities(states)
+                main = int(states.double().square().sum((1, 2)).argmax())
+                row |= {"main channel": f"{main}: {each[main].describe()}", "all channels": pooled.describe()}
+            else:
+                row |= {"main channel": "no ring", "all channels": ""}
+            rows.append(row | {
+                "dimensions": f"{participation_ratio(flat):.3g}", "memory capacity": f"{span.capacity:.3g}",
+                "memory span (steps)": str(span.span),
+            })  # fmt: skip
+    return rows
+
+
+def _copies(paper: Paper, models: Sequence[tuple[str, str]]) -> Figure:
+    delays = (0, 10, 30, 80, 480)
+    figure = Figure(figsize=(10, 1.3 + 1.3 * len(models)), layout="constrained")
+    grid = figure.subplots(1 + len(models), len(delays), squeeze=False)
+    for column, delay in enumerate(delays):
+        found = [load(paper, name.format(delay)) for _, name in models]
+        first = next((model for model in found if model), None)
+        grid[0, column].set_title(f"T = {delay}")
+        if first is None:
+            _missing(grid[0, column])
+        else:
+            wanted = nn.functional.one_hot(first.target, 10).float()
+            _image(grid[0, column], _ends(wanted).T, "target" if column == 0 else "")
+        for row, model in enumerate(found, start=1):
+            label = models[row - 1][0] if column == 0 else ""
+            if model is None:
+                _missing(grid[row, column])
+                grid[row, column].set_ylabel(label)
+                continue
+            with torch.no_grad():
+                read = model.core.read_every_step(model.inputs[None], model.readout)[0].softmax(-1)
+            _image(grid[row, column], _ends(read).T, f"{label}\nclass" if label else "")
+    for axes in grid[-1]:
+        axes.set_xlabel("time step")
+    return figure
+
+
+def _ends(sequence: Tensor, length: int = 60) -> Tensor:
+    """The first and the last steps of a long sequence, with a gap between."""
+    if len(sequence) <= length:
+        return sequence
+    gap = torch.full((2, sequence.shape[1]), 0.5)
+    return torch.cat([sequence[: length // 2], gap, sequence[-length // 2 :]])
+
+
+def _ring_core(paper: Paper, start: str, units: int) -> Core:
+    """Three channels that each see an input of their own, as they start."""
+    node = paper.experiments.config("wrnn_copy_t0", "corrected").model.core
+    core: Core = instantiate(node, _convert_="all", input_size=3, num_channels=3, ring_size=units, input_init=_OWN, init=start)
+    return core
+
+
+def _trains(axes: Axes, trains: Tensor) -> None:
+    channels, steps = trains.nonzero(as_tuple=True)
+    axes.vlines(steps.numpy(), channels.numpy() - 0.35, channels.numpy() + 0.35, color="black", lw=1)
+    axes.set(yticks=range(len(trains)), ylim=(-0.6, len(trains) - 0.4), ylabel="input channel")
+
+
+def _state(axes: Axes, states: Tensor, label: str) -> None:
+    """(N, T): neuron against time step, white is silent, black the largest activity."""
+    largest = float(states.max())
+    axes.imshow(
+        states.float().numpy(), aspect="auto", origin="lower", cmap="gray_r", interpolation="nearest",
+        vmin=min(0.0, float(states.min())), vmax=largest or 1.0,
+    )  # fmt: skip
+    axes.set_ylabel(label)
+
+
+def _image(axes: Axes, picture: Tensor, label: str) -> None:
+    axes.imshow(picture.numpy(), aspect="auto", origin="lower", cmap="gray_r", interpolation="nearest", vmin=0, vmax=1)
+    axes.set_ylabel(label)
+
+
+def _spectrum(axes: Axes, states: Tensor, *velocities: float | None) -> None:
+    plots.draw_spectrum(axes, spectrum(states, normalize="shuffled"), [v for v in velocities if v is not None])
+
+
+def _missing(axes: Axes) -> None:
+    axes.set(xticks=[], yticks=[])
+    axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center", va="center", color="0.4")

@@ -1,0 +1,117 @@
+"""Which runs count for which published number, and what is said of them."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Compose, MakeRecord
+from wrnn.config import identity
+from wrnn.paper.cells import Experiments, answer, deviations, experiment_names, place, published, read_cells
+from wrnn.paper.ledger import Ledger, Record
+
+CONTENT = published()
+NAMES = experiment_names(CONTENT)
+
+
+def ledger(*records: Record) -> Ledger:
+    return Ledger(Path(), list(records), [])
+
+
+def verdict(experiments: Experiments, table: str, row: str, column: str, *records: Record) -> tuple[str, str]:
+    (cell,) = (c for c in read_cells(CONTENT) if (c.table, c.row, c.column) == (table, row, column))
+    found = answer(cell, place(ledger(*records), experiments, cell.experiments), experiments)
+    return found.verdict, found.remark
+
+
+def test_every_experiment_stands_for_a_published_number_and_for_one_only(experiments: Experiments) -> None:
+    assert set(NAMES) == set(experiments.names) - {"quickstart"}
+    settings = [
+        tuple(sorted((key, str(value)) for key, value in experiments.settings(n, "corrected").items())) for n in NAMES
+    ]
+    assert len(set(settings)) == len(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("words", "home", "differs"),
+    [
+        (("model=wrnn", "task=copy", "task.datamodule.delay=80", "seed=7"), "wrnn_copy_t80", {}),
+        (("model=irnn", "task=copy", "task.datamodule.delay=0", "init=pytorch"), "irnn_copy_t0", {}),
+        (("experiment=wrnn_copy_t80", "preset=released_code"), "wrnn_copy_t80", {}),
+        (("model=wrnn", "task=nscifar10", "images=cifar10_folder"), "wrnn_nscifar10", {}),
+        (("model=wrnn", "task=psmnist", "init.bias=pytorch"), "wrnn_psmnist",
+         {"model.core.init.bias": ("zero", "pytorch")}),
+        (("model=wrnn", "task=psmnist", "images=fake_mnist"), "wrnn_psmnist", {"data": ("real", "made up")}),
+        (("model=wrnn", "task=adding", "init=shift", "init.weight.velocity=0.5"), "wrnn_adding_t100",
+         {"model.core.init.weight": ("shift", "shift(velocity=0.5)")}),
+    ],
+)  # fmt: skip
+def test_a_run_belongs_to_the_experiment_whose_settings_it_has(
+    experiments: Experiments, compose_config: Compose, make_record: MakeRecord, words: tuple[str, ...], home: str,
+    differs: dict[str, Any],
+) -> None:  # fmt: skip
+    cfg = compose_config(*words)
+    near = [name for name in NAMES if name.startswith(home[: home.rindex("_")])]
+    run = replace(make_record(home, preset=cfg.preset), settings=identity(cfg))
+    placed = place(ledger(run), experiments, near)
+    if differs:
+        assert placed.variations == {home: [(run, differs)]}
+    else:
+        assert placed.runs == {home: [run]}
+
+
+def test_a_run_from_before_a_key_existed_still_counts_and_a_shortened_test_does_not(
+    experiments: Experiments, make_record: MakeRecord
+) -> None:
+    run = make_record("wrnn_copy_t30")
+    del run.settings["model"]["core"]["nonlinearity"]
+    assert deviations(experiments.settings("wrnn_copy_t30", "corrected"), run) == {}
+    run.budget["limit_test_batches"] = 0.1
+    assert list(deviations(experiments.settings("wrnn_copy_t30", "corrected"), run)) == ["trainer.limit_test_batches"]
+
+
+@pytest.mark.parametrize(
+    ("runs", "expected"),
+    [
+        ([], ("not run", "")),
+        ([(0, 1, 0.966), (1, 1, 0.965), (2, 1, 0.9)], ("reproduced", "")),
+        ([(0, 1, 0.95), (1, 1, 0.95), (2, 1, 0.95)], ("differs", "")),
+        ([(0, 1, 0.98), (1, 1, 0.95), (2, 1, 0.95)], ("differs", "")),
+        ([(0, 1, 0.966), (1, 1, 0.966)], ("partial budget", "2 of 3 seeds, inside the band")),
+        ([(0, 1, 0.966), (0, 1, 0.966), (1, 1, 0.966)], ("partial budget", "2 of 3 seeds, inside the band")),
+        (
+            [(0, 0.5, 0.966), (1, 0.5, 0.966), (2, 0.5, 0.966)],
+            ("partial budget", "50 % of the budget, inside the band"),
+        ),
+        ([(0, 1, 0.95), (1, 0.5, 0.966), (2, 0.5, 0.966)], ("partial budget", "1 of 3 seeds, outside the band")),
+    ],
+)
+def test_a_verdict_asks_for_budget_seeds_and_band(
+    experiments: Experiments, make_record: MakeRecord, runs: list[Any], expected: tuple[str, str]
+) -> None:
+    records = [make_record("wrnn_psmnist", seed, share, **{"test/accuracy": acc}) for seed, share, acc in runs]
+    row = "wRNN, 16 channels, 256 units, 47k"
+    assert verdict(experiments, "Table 2", row, "psmnist", *records) == expected
+    other = [make_record("wrnn_psmnist", s, 1, "released_code", **{"test/accuracy": 0.966}) for s in range(3)]
+    assert verdict(experiments, "Table 2", row, "psmnist", *records, *other) == expected
+
+
+def test_never_solved_is_reproduced_by_runs_that_never_solve_it(
+    experiments: Experiments, make_record: MakeRecord
+) -> None:
+    never = [make_record("irnn_adding_t700", seed, solved_step=None, **{"test/mse": 0.16}) for seed in range(3)]
+    assert verdict(experiments, "Table 1", "iRNN solved at", "700", *never) == ("reproduced", "")
+    once = make_record("irnn_adding_t700", 2, solved_step=5000, **{"test/mse": 0.01})
+    assert verdict(experiments, "Table 1", "iRNN solved at", "700", *never[:2], once) == ("differs", "")
+    late = [make_record("wrnn_adding_t700", seed, solved_step=step) for seed, step in enumerate([3000, 3500, None])]
+    assert verdict(experiments, "Table 1", "wRNN solved at", "700", *late) == ("reproduced", "")  # the best of them
+    assert verdict(experiments, "Table 7", "adding T=700, solved at", "wRNN", *late) == ("differs", "")  # no mean
+
+
+def test_of_two_kernels_the_better_counts(experiments: Experiments, make_record: MakeRecord) -> None:
+    metric = "test/cross_entropy_over_50"
+    records = [make_record("wrnn_copy_t0_random_u", seed, **{metric: 1e-10}) for seed in range(3)]
+    records += [make_record("wrnn_copy_t0_dirac_u", seed, **{metric: 1e-3}) for seed in range(3)]
+    assert verdict(experiments, "Table 4", "- u-shift-init", "0", *records) == ("reproduced", "")
+    assert verdict(experiments, "Table 4", "- u-shift-init", "0", *records[3:]) == ("differs", "")
