@@ -34,6 +34,7 @@ _WATCHERS = (
     "progress",
     "record",
     "figures",
+    "record_states",
 )
 
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock
 
@@ -12,11 +14,18 @@ from wrnn.errors import ConfigError
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old content or the new, never half of it, whatever happens meanwhile."""
+    with write_aside(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def write_aside(path: Path) -> Iterator[BinaryIO]:
+    """A file to write bytes into, which takes its name, making the folder, once it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with aside.open("w") as file:
-            file.write(text)
+        with aside.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)

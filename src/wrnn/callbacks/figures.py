@@ -36,7 +36,7 @@ class RunFigures(L.Callback):
         task = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning
         if pl_module.core.ring_shape is not None and isinstance(task, Task):
             inputs = task.make_batch("test", 0, 0).inputs[0].to(pl_module.device)
-            states = plots.ring_states(pl_module.core, inputs)
+            states = plots.states_of(pl_module.core, inputs)
             title = "state over time, first test sequence: most active channels"
             self._leave(trainer, STATE_OVER_TIME, plots.state_over_time(states, title))
 

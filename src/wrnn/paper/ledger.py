@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from wrnn.config import digest, identity
 from wrnn.errors import ConfigError
-from wrnn.files import read_json
+from wrnn.files import read_json, write_aside
 from wrnn.loggers import read_metrics
 from wrnn.runs import ENVIRONMENT, RESULTS, load_config
 
@@ -217,18 +217,13 @@ def keep_weights(ledger: Path, run: Record, folder: Path) -> Path:
         "target": batch.targets[0].clone(),
     }  # fmt: skip
     path = weights_path(ledger, run)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.tmp")
     try:
-        torch.save(content, aside)
-        size = aside.stat().st_size
-        if size > MAX_WEIGHT_BYTES:
-            raise ConfigError(f"{folder}: weights of {size:,} bytes are not kept; at most {MAX_WEIGHT_BYTES:,}")
-        aside.replace(path)
+        with write_aside(path) as file:
+            torch.save(content, file)
+            if file.tell() > MAX_WEIGHT_BYTES:
+                raise ConfigError(f"{folder}: {file.tell():,} bytes of weights are not kept; at most {MAX_WEIGHT_BYTES:,}")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written to ({error.strerror})") from error
-    finally:
-        aside.unlink(missing_ok=True)
     return path
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from hydra.utils import instantiate
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -19,6 +18,8 @@ from wrnn.analysis.onsets import decode_onsets
 from wrnn.analysis.spectrum import spectrum
 from wrnn.analysis.velocity import channel_velocities
 from wrnn.cores.base import Core
+from wrnn.cores.wrnn import TravelingWaveRNN
+from wrnn.inits import Initializer, identity_, shift_, source_identity_
 from wrnn.paper.ledger import Record, weights_path
 from wrnn.paper.report import Paper
 from wrnn.training import build
@@ -79,14 +80,13 @@ def figure_1(paper: Paper) -> tuple[Figure, str]:
     grid = figure.subplots(3, 2, sharex="col")
     states = {}
     for name in ("shift", "identity"):
-        cfg = paper.experiments.config("wrnn_copy_t30", "corrected").copy()
-        cfg.model.core.update({"num_channels": 3, "ring_size": units})
-        core = _ring_core(paper, name, units)
+        start = Initializer(shift_ if name == "shift" else identity_)
+        core = TravelingWaveRNN(3, 3, units, init=start, input_init=Initializer(source_identity_))
         states[name] = plots.states_of(core, trains.T)
     _trains(grid[0, 0], trains)
     grid[0, 0].set_title("by construction: three channels, binary inputs")
     for row, (name, label) in enumerate((("shift", "waves (shift)"), ("identity", "static bump (identity)")), start=1):
-        _state(grid[row, 0], states[name].flatten(0, 1), f"{label}\n3 channels x {units} neurons")
+        plots.draw_state(grid[row, 0], states[name].flatten(0, 1), f"{label}\n3 channels x {units} neurons")
     found = decode_onsets(states["shift"][:, :, -1])
     read = torch.zeros_like(trains)
     for onset in found:
@@ -99,12 +99,12 @@ def figure_1(paper: Paper) -> tuple[Figure, str]:
     grid[0, 1].set_title("trained: copy task, T = 30")
     if wave:
         _image(grid[0, 1], wave.inputs.T, "input symbol")
-        _state(grid[1, 1], plots.states_of(wave.core, wave.inputs).flatten(0, 1), "wRNN\n6 channels x 100 neurons")
+        plots.draw_state(grid[1, 1], plots.states_of(wave.core, wave.inputs).flatten(0, 1), "wRNN\n6 channels x 100 neurons")
     else:
         _missing(grid[0, 1])
         _missing(grid[1, 1])
     if dense:
-        _state(grid[2, 1], plots.sort_by_peak(plots.states_of(dense.core, dense.inputs)[0]), "iRNN, 100 neurons\nby time of peak")
+        plots.draw_state(grid[2, 1], plots.sort_by_peak(plots.states_of(dense.core, dense.inputs)[0]), "iRNN, 100 neurons\nby time of peak")
     else:
         _missing(grid[2, 1])
     for axes in grid[-1]:
@@ -127,11 +127,11 @@ def figure_2(paper: Paper) -> tuple[Figure, str]:
                 _missing(axes)
             continue
         states = plots.states_of(model.core, model.inputs)
-        channel = int(states.double().square().sum((1, 2)).argmax())
+        channel = plots.most_active(states)
         shown = states[channel] if len(states) > 1 else plots.sort_by_peak(states[0])
         each, _ = channel_velocities(states)
         words = each[channel].describe() if len(states) > 1 else "units have no place on a ring: no velocity"
-        _state(row[0], shown, f"{label}\nneuron")
+        plots.draw_state(row[0], shown, f"{label}\nneuron")
         row[0].set_title(f"channel {channel}" if len(states) > 1 else "by time of peak")
         _spectrum(row[1], shown, each[channel].waves[0].velocity if len(states) > 1 and each[channel].waves else None)
         row[1].set_title(words)
@@ -169,7 +169,7 @@ def figure_9(paper: Paper) -> tuple[Figure, str]:
         return figure, "States of 15 channels of a wRNN on sMNIST: not run."
     states = plots.states_of(model.core, model.inputs)
     for channel, axes in enumerate(grid.flat):
-        _state(axes, states[channel], "neuron" if channel % 3 == 0 else "")
+        plots.draw_state(axes, states[channel], "neuron" if channel % 3 == 0 else "")
         axes.set_title(f"channel {channel}")
     for axes in grid[-1]:
         axes.set_xlabel("time step")
@@ -191,7 +191,7 @@ def figure_10(paper: Paper) -> tuple[Figure, str]:
     order = sorted(range(len(speed)), key=lambda channel: (-len(each[channel].waves), speed[channel]))
     chosen = sorted({order[0], order[1], min(range(len(speed)), key=speed.__getitem__), max(range(len(speed)), key=speed.__getitem__)})
     for row, channel in zip(grid, [*chosen, *order[2:]][:4], strict=True):
-        _state(row[0], states[channel], f"channel {channel}\nneuron")
+        plots.draw_state(row[0], states[channel], f"channel {channel}\nneuron")
         _spectrum(row[1], states[channel], *(wave.velocity for wave in each[channel].waves))
         row[1].set_title(each[channel].describe())
     grid[-1, 0].set_xlabel("time step")
@@ -229,8 +229,8 @@ def figure_18(paper: Paper) -> tuple[Figure, str]:
                 _missing(axes)
                 continue
             states = plots.states_of(core, inputs)
-            channel = int(states.double().square().sum((1, 2)).argmax())
-            _state(axes, states[channel], f"{label}\nneuron" if axes is row[0] else "")
+            channel = plots.most_active(states)
+            plots.draw_state(axes, states[channel], f"{label}\nneuron" if axes is row[0] else "")
         if model:
             said.append(f"{label} {model.run.budget['epochs']:g}")
     grid[0, 0].set_title("before training")
@@ -263,7 +263,7 @@ def wave_rows(paper: Paper) -> list[dict[str, str]]:
             row = {"experiment": experiment, "training": when, "run": model.run.id[:6]}
             if core.ring_shape is not None:
                 each, pooled = channel_velocities(states)
-                main = int(states.double().square().sum((1, 2)).argmax())
+                main = plots.most_active(states)
                 row |= {"main channel": f"{main}: {each[main].describe()}", "all channels": pooled.describe()}
             else:
                 row |= {"main channel": "no ring", "all channels": ""}
@@ -309,27 +309,10 @@ def _ends(sequence: Tensor, length: int = 60) -> Tensor:
     return torch.cat([sequence[: length // 2], gap, sequence[-length // 2 :]])
 
 
-def _ring_core(paper: Paper, start: str, units: int) -> Core:
-    """Three channels that each see an input of their own, as they start."""
-    node = paper.experiments.config("wrnn_copy_t0", "corrected").model.core
-    core: Core = instantiate(node, _convert_="all", input_size=3, num_channels=3, ring_size=units, input_init=_OWN, init=start)
-    return core
-
-
 def _trains(axes: Axes, trains: Tensor) -> None:
     channels, steps = trains.nonzero(as_tuple=True)
     axes.vlines(steps.numpy(), channels.numpy() - 0.35, channels.numpy() + 0.35, color="black", lw=1)
     axes.set(yticks=range(len(trains)), ylim=(-0.6, len(trains) - 0.4), ylabel="input channel")
-
-
-def _state(axes: Axes, states: Tensor, label: str) -> None:
-    """(N, T): neuron against time step, white is silent, black the largest activity."""
-    largest = float(states.max())
-    axes.imshow(
-        states.float().numpy(), aspect="auto", origin="lower", cmap="gray_r", interpolation="nearest",
-        vmin=min(0.0, float(states.min())), vmax=largest or 1.0,
-    )  # fmt: skip
-    axes.set_ylabel(label)
 
 
 def _image(axes: Axes, picture: Tensor, label: str) -> None:

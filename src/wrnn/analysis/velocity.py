@@ -1,0 +1,197 @@
+"""Velocities of waves on a ring, fitted in the space-time spectrum.
+
+A wave at velocity v, in neurons per step towards lower indices, turns the phase of space frequency f by v f cycles a
+step. The score of a velocity is the share of power that does so with one amplitude from the first step to the last; a
+peak of it counts if it beats the same states with their steps shuffled.
+Source: after Mahmoud et al. 1988 and Davis et al. 2021, as in Keller et al. 2024, Figures 2 and 10.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from wrnn.analysis.spectrum import checked, window
+from wrnn.checks import whole_number
+
+# C channels, K space frequencies above 0, T steps, L padded steps, V candidate velocities
+
+_PADDING = 4  # the transform over time is padded to that many times its length, so that peaks are not missed
+_REMOVED = 4  # a wave that was found is removed with this many frequencies, 1 / T apart, on either side of its line
+_MARGIN = 1.5  # by how much a score must beat shuffled states
+_SAME = 0.5  # at what ratio of scores two opposite waves are one that stands
+_LEAST_SHARE = 0.05  # of the power: what a further wave must have
+
+
+@dataclass(frozen=True)
+class Wave:
+    """One wave.
+
+    Attributes:
+        velocity: neurons per step, positive towards lower indices; of a standing wave the size alone.
+        uncertainty: standard error of the velocity.
+        share: of the power above space frequency 0 that is coherent with it.
+        stands: whether as much power moves the other way.
+    """
+
+    velocity: float
+    uncertainty: float
+    share: float
+    stands: bool = False
+
+    def describe(self) -> str:
+        """In words."""
+        what = "standing wave at " if self.stands else ""
+        return f"{what}{self.velocity:.3f} ± {self.uncertainty:.3f} neurons/step ({100 * self.share:.0f} % of power)"
+
+
+@dataclass(frozen=True)
+class Waves:
+    """What moves in a channel.
+
+    Attributes:
+        waves: those above chance, the strongest first.
+        static_share: of the power above space frequency 0 that stays where it is.
+    """
+
+    waves: list[Wave] = field(default_factory=list)
+    static_share: float = 0.0
+
+    def describe(self) -> str:
+        """In words; says so where nothing moves."""
+        if self.waves:
+            return "; ".join(wave.describe() for wave in self.waves)
+        return "static: no wave" if self.static_share >= 0.5 else "no wave above chance"
+
+
+def velocities(
+    states: Tensor, max_velocity: float = 3.0, max_waves: int = 3, num_surrogates: int = 5, seed: int = 0
+) -> Waves:
+    """Waves in the states of a channel (N, T), or of several (C, N, T) whose scores are added up.
+
+    Args:
+        states: N neurons on a ring, T steps.
+        max_velocity: the largest that is looked for, either way, in neurons per step.
+        max_waves: how many to look for.
+        num_surrogates: copies with shuffled steps that a wave must beat.
+        seed: of the shuffles.
+
+    Raises: ValueError for states that are too small or not finite, or ranges that are empty.
+    """
+    if max_velocity <= 0:
+        raise ValueError(f"max_velocity={max_velocity}: must be above 0")
+    whole_number("max_waves", max_waves)
+    whole_number("num_surrogates", num_surrogates)
+    states = checked(states)
+    fit = _Fit(states[None] if states.ndim == 2 else states, max_velocity)
+    if fit.power == 0:
+        return Waves()
+    static = fit.static_share()
+    if fit.remaining() < 1e-9:
+        return Waves([], static)
+    random = torch.Generator().manual_seed(seed)
+    chance = max(float(fit.scores(fit.shuffled(random)).max()) for _ in range(num_surrogates))
+    found: list[Wave] = []
+    while len(found) < max_waves:
+        wave = fit.strongest()
+        if wave.share < _MARGIN * chance or (found and wave.share < _LEAST_SHARE):
+            break
+        found.append(wave)
+        fit.remove(wave)
+    return Waves(found, static)
+
+
+def channel_velocities(states: Tensor, max_velocity: float = 3.0) -> tuple[list[Waves], Waves]:
+    """Waves of each channel of (C, N, T), and of all together. Raises: as `velocities`."""
+    if states.ndim != 3:
+        raise ValueError(f"states={tuple(states.shape)}: must be (C, N, T)")
+    return [velocities(channel, max_velocity) for channel in states], velocities(states, max_velocity)
+
+
+class _Fit:
+    """States in space frequencies, from which waves are taken one by one."""
+
+    def __init__(self, states: Tensor, max_velocity: float) -> None:
+        num_neurons, num_steps = states.shape[-2:]
+        highest = (num_neurons - 1) // 2  # the frequency of alternating neurons, if any, does not tell directions
+        self.modes_CKT = torch.fft.fft(states, dim=-2)[:, 1 : highest + 1]
+        self.frequency_K = torch.arange(1, highest + 1).double() / num_neurons
+        self.num_steps = num_steps
+        self.window = window(num_steps)
+        self.power = float(self.window.sum() * (self.window * self.modes_CKT.abs().square()).sum())
+        step = 0.25 / (num_steps * float(self.frequency_K[-1]))
+        self.slowest = 12 * step  # 3 / T cycles a step at the highest frequency: slower ones look like slow changes
+        size = int(max_velocity / step)
+        self.candidates = step * torch.arange(-size, size + 1).double()
+
+    def static_share(self) -> float:
+        """Share of the power at rest, which is removed."""
+        sums = (self.window * self.modes_CKT).sum(-1)
+        self.modes_CKT = self.modes_CKT - (sums / self.window.sum())[..., None]
+        return float(sums.abs().square().sum()) / self.power
+
+    def remaining(self) -> float:
+        """What is left of the power, as a share."""
+        return float(self.window.sum() * (self.window * self.modes_CKT.abs().square()).sum()) / self.power
+
+    def shuffled(self, random: torch.Generator) -> Tensor:
+        """The modes with their steps in another order."""
+        return self.modes_CKT[..., torch.randperm(self.num_steps, generator=random)]
+
+    def _spectrum_KL(self, modes_CKT: Tensor) -> Tensor:
+        return torch.fft.fft(modes_CKT * self.window, n=_PADDING * self.num_steps).abs().square().sum(0)
+
+    def scores(self, modes_CKT: Tensor) -> Tensor:
+        """(V,): the share of power that is coherent with each candidate; 0 for those too slow to tell."""
+        spectrum_KL = self._spectrum_KL(modes_CKT)
+        length = spectrum_KL.shape[1]
+        total = torch.zeros_like(self.candidates)
+        for row_L, frequency in zip(spectrum_KL, self.frequency_K, strict=True):
+            place = (self.candidates * frequency).remainder(1) * length
+            below = place.long()
+            part = place - below
+            total += (1 - part) * row_L[below % length] + part * row_L[(below + 1) % length]
+        total[self.candidates.abs() < self.slowest] = 0
+        return total / self.power
+
+    def strongest(self) -> Wave:
+        """The best candidate, refined between its neighbours."""
+        scores = self.scores(self.modes_CKT)
+        best = int(scores.argmax())
+        velocity = float(self.candidates[best])
+        if 0 < best < len(scores) - 1:
+            left, middle, right = scores[best - 1 : best + 2].tolist()
+            bend = left - 2 * middle + right
+            if bend < 0:
+                velocity += 0.5 * (left - right) / bend * float(self.candidates[1] - self.candidates[0])
+        share = float(scores[best])
+        opposite = (self.candidates + velocity).abs() <= self.slowest / 2
+        stands = bool(opposite.any()) and float(scores[opposite].max()) >= _SAME * share
+        return Wave(abs(velocity) if stands else velocity, self._uncertainty(velocity), share, stands)
+
+    def _uncertainty(self, velocity: float) -> float:
+        """Standard error of the slope of the peaks, found near the line for each space frequency, against frequency."""
+        spectrum_KL = self._spectrum_KL(self.modes_CKT)
+        length = spectrum_KL.shape[1]
+        reach = torch.arange(-2 * _PADDING, 2 * _PADDING + 1)
+        place_K = (self.frequency_K * velocity * length).round().long()
+        near = spectrum_KL.gather(1, (place_K[:, None] + reach) % length)
+        peak = near.argmax(1)
+        weight = near.gather(1, peak[:, None])[:, 0]
+        residual = (place_K + reach[peak]).double() / length - velocity * self.frequency_K
+        leverage = float((weight * self.frequency_K.square()).sum())
+        if leverage == 0:
+            return float("inf")
+        error = float((weight * self.frequency_K * residual).square().sum().sqrt()) / leverage
+        typical = (leverage / float(weight.sum())) ** 0.5
+        return float((error**2 + (0.05 / (self.num_steps * typical)) ** 2) ** 0.5)
+
+    def remove(self, wave: Wave) -> None:
+        """Take a wave, and what is too near to it to be another, out of the states; a standing one both ways."""
+        steps = torch.arange(self.num_steps)
+        near = torch.fft.fftfreq(self.num_steps).abs() <= (_REMOVED + 0.5) / self.num_steps
+        for velocity in (wave.velocity, -wave.velocity) if wave.stands else (wave.velocity,):
+            turn = torch.exp(2j * torch.pi * velocity * self.frequency_K[:, None] * steps)
+            still = torch.fft.fft(self.modes_CKT * turn.conj())
+            still[..., near] = 0
+            self.modes_CKT = torch.fft.ifft(still) * turn
