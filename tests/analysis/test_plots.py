@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from wrnn.analysis import plots
+from wrnn.analysis.spectrum import spectrum
 from wrnn.cores.irnn import IdentityRNN
 from wrnn.cores.wrnn import TravelingWaveRNN
 
@@ -14,11 +16,47 @@ def test_states_come_as_channel_neuron_time() -> None:
     core = TravelingWaveRNN(1, num_channels=2, ring_size=6)
     impulse = torch.zeros(4, 1)
     impulse[0] = 1
-    states = plots.ring_states(core, impulse)
+    states = plots.states_of(core, impulse)
     assert states.shape == (2, 6, 4)
     assert [int(states[1, :, step].argmax()) for step in range(4)] == [0, 5, 4, 3]
-    with pytest.raises(ValueError, match="IdentityRNN has no rings"):
-        plots.ring_states(IdentityRNN(1, 6), impulse)
+    assert plots.states_of(IdentityRNN(1, 6), impulse).shape == (1, 6, 4)
+
+
+def test_units_in_the_order_of_their_peaks() -> None:
+    states = torch.eye(6)[torch.randperm(6)]
+    assert torch.equal(plots.sort_by_peak(states), torch.eye(6))
+
+
+def test_a_spectrum_has_units_and_the_line_of_its_wave() -> None:
+    place, step = torch.arange(32.0)[:, None], torch.arange(64.0)
+    found = spectrum(torch.sin(2 * torch.pi * (4 / 32 * place + 8 / 64 * step)))
+    axes = plots.space_time_spectrum(found, "title", [1.0]).axes[0]
+    assert axes.get_xlabel() == "time frequency (cycles/step)" and "cycles/neuron" in axes.get_ylabel()
+    ends = axes.lines[0].get_xydata()
+    assert ends.tolist() == [[-0.5, -0.5], [0.5, 0.5]]
+    assert axes.images[0].get_extent() == [-0.5, 0.5, -0.5, 0.5]
+
+
+def test_every_channel_and_every_step_that_is_asked_for_is_drawn() -> None:
+    states = torch.rand(5, 6, 7)
+    drawn = [axes for axes in plots.all_channels(states, "title", columns=2).axes if axes.get_visible()]
+    assert [axes.get_title() for axes in drawn] == [f"channel {channel}" for channel in range(5)]
+    field = plots.units_by_channels(states, [0, 6], "title").axes
+    assert [axes.get_ylabel() for axes in field] == ["step 0\nchannel", "step 6\nchannel"]
+    assert torch.equal(torch.from_numpy(field[1].images[0].get_array().data), states[:, :, 6])
+    early, late = plots.early_and_late(states, 2 * states, "title", max_channels=1).axes
+    assert (early.get_title(), late.get_title()) == ("early", "late")
+    with pytest.raises(ValueError, match=r"steps=\[7\]: must be some of 0 to 6"):
+        plots.units_by_channels(states, [7], "title")
+
+
+def test_an_animation_has_a_frame_for_each_step_up_to_a_limit(tmp_path: Path) -> None:
+    for steps, frames in ((7, 7), (25, 9)):
+        plots.animate(torch.rand(2, 9, steps), tmp_path / "waves.gif", max_frames=10)
+        with Image.open(tmp_path / "waves.gif") as picture:
+            assert picture.n_frames == frames
+    with pytest.raises(ValueError, match="must end in .gif"):
+        plots.animate(torch.rand(2, 9, 4), tmp_path / "waves.avi")
 
 
 def test_the_most_active_channels_are_drawn(tmp_path: Path) -> None:

@@ -1,19 +1,21 @@
-"""When and on which channel inputs arrived, read from one state of a field of waves."""
+"""When, and on which channel, did an input come? Read from one state of a field of waves.
+
+Source: Keller et al. 2024, Figure 1.
+"""
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Onset:
-    """An input that a state still shows.
+    """An input that a state remembers.
 
     Attributes:
-        channel: its ring.
-        steps_ago: when it arrived, in steps before the state; 0 is the step that made the state.
-        strength: the activity it left.
+        channel: where it came in.
+        steps_ago: time since, in steps; 0 is the step that made the state.
+        strength: the activity that is left of it.
     """
 
     channel: int
@@ -22,34 +24,29 @@ class Onset:
 
 
 def decode_onsets(state: Tensor, velocity: float = 1.0, source: int = 0, threshold: float = 0.5) -> list[Onset]:
-    """Inputs that entered at one unit and moved towards lower indices, by channel, the latest first.
+    """Inputs by channel, the latest first, from a state (C, N).
 
-    A pulse d units below the source came d / velocity steps ago. That holds for the last N / velocity steps: older
-    pulses have been all around the ring and lie on newer ones. Below 1 unit a step every unit above the threshold is
-    an onset of its own, though a pulse may then lie on several.
+    A pulse enters at the neuron `source` and moves towards lower indices, so its distance is its age. That holds for
+    the last N / velocity steps: an older pulse has gone once around and lies on younger ones. It does not hold for a
+    static state, where all pulses of a channel lie on one neuron.
 
     Args:
-        state: (C, N), one state.
-        velocity: units per step, in (0, N].
-        source: the unit that inputs write to.
-        threshold: activity above it is an input.
+        state: C channels of N neurons.
+        velocity: of the waves, in neurons per step, above 0.
+        source: where inputs enter.
+        threshold: the least activity that counts as a pulse.
 
-    Raises: ValueError. Source: Keller et al. 2024, Figure 1.
+    Raises: ValueError for a state of another shape, or a velocity or a source out of range.
     """
     if state.ndim != 2:
-        raise ValueError(f"state of shape {tuple(state.shape)}: must be (channels, units)")
-    units = state.shape[1]
-    if not 0 < velocity <= units:
-        raise ValueError(f"velocity={velocity!r}: must be more than 0 and at most {units} units per step")
-    if not 0 <= source < units:
-        raise ValueError(f"source={source!r}: must be a unit, from 0 to {units - 1}")
-    distance = torch.arange(units, dtype=torch.float64)
-    if velocity > 1:
-        distance = distance[: int((units - 0.5) / velocity) + 1] * velocity  # where a pulse is after whole steps
-    place = (source - distance.round().long()) % units
-    found = state.detach().double().cpu()[:, place]
-    steps_ago = distance / velocity
-    return [
-        Onset(channel, float(steps_ago[index]), float(found[channel, index]))
-        for channel, index in (found > threshold).nonzero().tolist()
+        raise ValueError(f"state={tuple(state.shape)}: must be (C, N)")
+    if velocity <= 0:
+        raise ValueError(f"velocity={velocity}: must be above 0")
+    num_neurons = state.shape[1]
+    if not 0 <= source < num_neurons:
+        raise ValueError(f"source={source}: must be in [0, {num_neurons - 1}]")
+    found = [
+        Onset(channel, ((source - neuron) % num_neurons) / velocity, float(state[channel, neuron]))
+        for channel, neuron in (state >= threshold).nonzero().tolist()
     ]
+    return sorted(found, key=lambda onset: (onset.channel, onset.steps_ago))

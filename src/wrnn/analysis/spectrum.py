@@ -70,7 +70,7 @@ def _magnitude(states: Tensor) -> Tensor:
 
 
 def share_on_line(states: Tensor, velocity: float, half_width: float = 2.0) -> float:
-    """Share of the power that moves at a velocity: 1 for an exact wave, (2 half_width + 1) / T for white noise.
+    """Share of the power that moves at a velocity: 1 for an exact wave, about 2 half_width / T for white noise.
 
     Power with space frequency 0 belongs to no velocity and is left out. A Hann window over time keeps the ends of the
     sequence from spilling over the other frequencies.

@@ -86,19 +86,20 @@ def velocities(
     fit = _Fit(states[None] if states.ndim == 2 else states, max_velocity)
     if fit.power == 0:
         return Waves()
-    static = fit.static_share()
-    if fit.remaining() < 1e-9:
-        return Waves([], static)
     random = torch.Generator().manual_seed(seed)
     chance = max(float(fit.scores(fit.shuffled(random)).max()) for _ in range(num_surrogates))
     found: list[Wave] = []
+    static_share = 0.0
     while len(found) < max_waves:
         wave = fit.strongest()
-        if wave.share < _MARGIN * chance or (found and wave.share < _LEAST_SHARE):
+        if wave.share < max(_MARGIN * chance, 1e-9) or (found and wave.share < _LEAST_SHARE):
             break
-        found.append(wave)
+        if abs(wave.velocity) < fit.slowest:
+            static_share += wave.share
+        else:
+            found.append(wave)
         fit.remove(wave)
-    return Waves(found, static)
+    return Waves(found, static_share)
 
 
 def channel_velocities(states: Tensor, max_velocity: float = 3.0) -> tuple[list[Waves], Waves]:
@@ -124,25 +125,16 @@ class _Fit:
         size = int(max_velocity / step)
         self.candidates = step * torch.arange(-size, size + 1).double()
 
-    def static_share(self) -> float:
-        """Share of the power at rest, which is removed."""
-        sums = (self.window * self.modes_CKT).sum(-1)
-        self.modes_CKT = self.modes_CKT - (sums / self.window.sum())[..., None]
-        return float(sums.abs().square().sum()) / self.power
-
-    def remaining(self) -> float:
-        """What is left of the power, as a share."""
-        return float(self.window.sum() * (self.window * self.modes_CKT.abs().square()).sum()) / self.power
-
     def shuffled(self, random: torch.Generator) -> Tensor:
-        """The modes with their steps in another order."""
-        return self.modes_CKT[..., torch.randperm(self.num_steps, generator=random)]
+        """What changes over time, with its steps in another order."""
+        mean = (self.window * self.modes_CKT).sum(-1, keepdim=True) / self.window.sum()
+        return (self.modes_CKT - mean)[..., torch.randperm(self.num_steps, generator=random)]
 
     def _spectrum_KL(self, modes_CKT: Tensor) -> Tensor:
         return torch.fft.fft(modes_CKT * self.window, n=_PADDING * self.num_steps).abs().square().sum(0)
 
     def scores(self, modes_CKT: Tensor) -> Tensor:
-        """(V,): the share of power that is coherent with each candidate; 0 for those too slow to tell."""
+        """(V,): the share of power that is coherent with each candidate."""
         spectrum_KL = self._spectrum_KL(modes_CKT)
         length = spectrum_KL.shape[1]
         total = torch.zeros_like(self.candidates)
@@ -151,23 +143,33 @@ class _Fit:
             below = place.long()
             part = place - below
             total += (1 - part) * row_L[below % length] + part * row_L[(below + 1) % length]
-        total[self.candidates.abs() < self.slowest] = 0
         return total / self.power
 
     def strongest(self) -> Wave:
-        """The best candidate, refined between its neighbours."""
+        """The best candidate, refined within the width of its peak."""
         scores = self.scores(self.modes_CKT)
-        best = int(scores.argmax())
-        velocity = float(self.candidates[best])
-        if 0 < best < len(scores) - 1:
-            left, middle, right = scores[best - 1 : best + 2].tolist()
-            bend = left - 2 * middle + right
-            if bend < 0:
-                velocity += 0.5 * (left - right) / bend * float(self.candidates[1] - self.candidates[0])
-        share = float(scores[best])
+        velocity, share = self._refined(float(self.candidates[int(scores.argmax())]))
         opposite = (self.candidates + velocity).abs() <= self.slowest / 2
-        stands = bool(opposite.any()) and float(scores[opposite].max()) >= _SAME * share
+        stands = abs(velocity) >= self.slowest and bool((scores[opposite] >= _SAME * share).any())
         return Wave(abs(velocity) if stands else velocity, self._uncertainty(velocity), share, stands)
+
+    def _refined(self, velocity: float) -> tuple[float, float]:
+        """The highest score near a candidate, without interpolation, and where it is."""
+        weight_K = self.modes_CKT.abs().square().sum((0, 2))
+        typical = float(((weight_K * self.frequency_K.square()).sum() / weight_K.sum()).sqrt())
+        reach = 0.4 / (self.num_steps * typical)
+        steps = torch.arange(self.num_steps)
+        share = 0.0
+        for _ in range(4):
+            tried = [velocity + reach * part / 4 for part in range(-4, 5)]
+            scores = []
+            for one in tried:
+                turn_KT = torch.exp(-2j * torch.pi * one * self.frequency_K[:, None] * steps) * self.window
+                scores.append(float((self.modes_CKT * turn_KT).sum(-1).abs().square().sum()) / self.power)
+            share = max(scores)
+            velocity = tried[scores.index(share)]
+            reach /= 4
+        return velocity, share
 
     def _uncertainty(self, velocity: float) -> float:
         """Standard error of the slope of the peaks, found near the line for each space frequency, against frequency."""

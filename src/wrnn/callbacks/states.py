@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from wrnn.analysis import plots
 from wrnn.checks import whole_number
+from wrnn.errors import ConfigError
 from wrnn.files import write_aside
 from wrnn.module import SequenceModule
 from wrnn.tasks.base import Task
@@ -30,7 +31,7 @@ class RecordStates(L.Callback):
         sequence: which sequence of the first validation batch.
         max_channels: how many channels to keep, the first ones; a core without rings has one.
 
-    Raises: ValueError for a step or a number that makes no sense.
+    Raises: ValueError for a step or a number that makes no sense; ConfigError for a sequence that is not there.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class RecordStates(L.Callback):
             return
         batch = task.make_batch("val", 0, 0).inputs
         if self.sequence >= len(batch):
-            raise ValueError(f"callbacks.record_states.sequence={self.sequence}: must be below {len(batch)}")
+            raise ConfigError(f"callbacks.record_states.sequence={self.sequence}: must be below {len(batch)}")
         inputs = batch[self.sequence].to(module.device)
         states = plots.states_of(module.core, inputs)[: self.max_channels].cpu()
         with write_aside(path) as file:
