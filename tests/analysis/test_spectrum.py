@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from test_velocity import moving, profile
+
 from wrnn.analysis.spectrum import share_on_line, spectrum
 
 

@@ -100,17 +100,17 @@ def draw_spectrum(axes: Axes, found: Spectrum, velocities: Sequence[float] = ())
     """Logarithm of a spectrum (N, T), with the lines of the velocities dashed where they do not wrap around."""
     magnitude = found.magnitude.clamp(min=1e-12).log10()
     low, high = (float(magnitude.quantile(q)) for q in (0.5, 0.9995))
-    edges = [float(edge) for axis in (found.time_frequency, found.space_frequency) for edge in (axis[0], -axis[0])]
+    end, top = -float(found.time_frequency[0]), -float(found.space_frequency[0])
     image = axes.imshow(
-        magnitude.numpy(), aspect="auto", origin="lower", cmap="gray_r", interpolation="nearest", extent=edges,
-        vmin=low, vmax=max(high, low + 1e-9),
+        magnitude.numpy(), aspect="auto", origin="lower", cmap="gray_r", interpolation="nearest",
+        extent=(-end, end, -top, top), vmin=low, vmax=max(high, low + 1e-9),
     )  # fmt: skip
     for velocity, colour in zip(velocities, ("#D55E00", "#0072B2", "#009E73"), strict=False):
         reach = min(0.5, 0.5 / max(abs(velocity), 1e-9))
         line = [-reach * velocity, reach * velocity], [-reach, reach]
         axes.plot(*line, "--", color=colour, lw=1.2, dashes=(4, 6))
     axes.set(xlabel="time frequency (cycles/step)", ylabel="space frequency\n(cycles/neuron)")
-    axes.set(xlim=edges[:2], ylim=edges[2:])
+    axes.set(xlim=(-end, end), ylim=(-top, top))
     if axes.figure is not None:
         axes.figure.colorbar(image, ax=axes, pad=0.01, label="log10 magnitude")
 

@@ -26,6 +26,8 @@ class DelayLine(Core):
     Raises: ValueError for a size that makes no sense.
     """
 
+    silence: Tensor
+
     def __init__(self, input_size: int, sequence_length: int) -> None:
         super().__init__()
         self.input_size = whole_number("input_size", input_size)

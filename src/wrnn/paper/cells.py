@@ -57,11 +57,6 @@ class Cell:
     origin: str
 
     @property
-    def scale(self) -> float:
-        """From results.json to the table: accuracies are in %."""
-        return 100.0 if self.metric.endswith("accuracy") else 1.0
-
-    @property
     def higher_is_better(self) -> bool:
         """Which way is better."""
         return self.metric.split("/")[-1] in HIGHER_IS_BETTER
@@ -228,30 +223,34 @@ def deviations(expected: Mapping[str, Any], run: Record) -> dict[str, tuple[Any,
     }
 
 
-def measure(metric: str, scale: float, runs: Sequence[Record], shares: Sequence[float]) -> Measured:
-    """The runs with the largest budget, one a seed; the newest where a seed was run twice."""
-    largest = max(shares)
-    chosen = {run.seed: run for run, share in sorted(zip(runs, shares, strict=True), key=lambda pair: pair[0].date)
-              if share == largest}  # fmt: skip
+def measured(
+    placed: Placed, experiments: Experiments, experiment: str, metric: str, preset: str = "corrected"
+) -> Measured | None:
+    """The runs of an experiment with the largest budget, one a seed; the newest where a seed was run twice."""
+    runs = [run for run in placed.runs.get(experiment, []) if run.preset == preset]
+    if not runs:
+        return None
+    shares = {run.id: experiments.share(experiment, run) for run in runs}
+    largest = max(shares.values())
+    chosen = {run.seed: run for run in sorted(runs, key=lambda run: run.date) if shares[run.id] == largest}
     ordered = [chosen[seed] for seed in sorted(chosen)]
-    values = []
-    for run in ordered:
-        value = run.results.get(metric)
-        values.append(None if value is None else float(value) * scale)
-    return Measured(values, ordered, largest)
+    found = [run.results.get(metric) for run in ordered]
+    return Measured([None if value is None else scale_of(metric) * float(value) for value in found], ordered, largest)
+
+
+def scale_of(metric: str) -> float:
+    """From results.json to a table: accuracies are in %."""
+    return 100.0 if metric.endswith("/accuracy") else 1.0
 
 
 def answer(cell: Cell, placed: Placed, experiments: Experiments) -> Answer:
     """Hold the runs against a cell. Of several experiments the best counts, full budgets first."""
     options = []
     for name in cell.experiments:
-        runs = [run for run in placed.runs.get(name, []) if run.preset == "corrected"]
-        released = [run for run in placed.runs.get(name, []) if run.preset == "released_code"]
-        both = [
-            measure(cell.metric, cell.scale, found, [experiments.share(name, run) for run in found]) if found else None
-            for found in (runs, released)
-        ]
-        options.append(Answer(cell, name, both[0], both[1], *_judge(cell, both[0])))
+        ours, released = (
+            measured(placed, experiments, name, cell.metric, preset) for preset in ("corrected", "released_code")
+        )
+        options.append(Answer(cell, name, ours, released, *_judge(cell, ours)))
 
     def rank(option: Answer) -> tuple[float, float]:
         value = option.value(option.measured)

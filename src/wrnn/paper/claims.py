@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from wrnn.paper.cells import HIGHER_IS_BETTER, SEEDS_NEEDED, Experiments, Measured, Placed, inside, measure
+from wrnn.paper.cells import HIGHER_IS_BETTER, SEEDS_NEEDED, Experiments, Measured, Placed, inside, measured
 
 
 @dataclass(frozen=True)
@@ -34,27 +34,21 @@ def evaluate(claim: Mapping[str, Any], placed: Placed, experiments: Experiments)
     """Hold the runs against a claim, as it stands in published.yaml."""
     names, metric, kind = claim["experiments"], claim["metric"], claim["kind"]
     band = tuple(claim.get("band", (None, None)))
-    measured = [_measured(name, metric, placed, experiments) for name in names]
-    needs = [name for name, found in zip(names, measured, strict=True) if not _is_whole(found)]
+    found_runs = [measured(placed, experiments, name, metric) for name in names]
+    needs = [name for name, found in zip(names, found_runs, strict=True) if not _is_whole(found)]
     found, holds = "", False
-    if all(measured):
-        found, holds = _compare(kind, band, [one for one in measured if one], metric)
+    if all(found_runs):
+        found, holds = _compare(kind, band, [one for one in found_runs if one], metric)
     state = ("holds" if holds else "does not hold") if not needs else ("so far yes" if holds else "so far no")
     return Claim(
         text=claim["text"],
         where=claim["where"],
         wanted=_wanted(kind, band),
         found=found,
-        state=state if all(measured) else "not run",
-        basis="; ".join(_basis(name, one) for name, one in zip(names, measured, strict=True)),
+        state=state if all(found_runs) else "not run",
+        basis="; ".join(_basis(name, one) for name, one in zip(names, found_runs, strict=True)),
         needs=needs,
     )
-
-
-def _measured(name: str, metric: str, placed: Placed, experiments: Experiments) -> Measured | None:
-    runs = [run for run in placed.runs.get(name, []) if run.preset == "corrected"]
-    scale = 100.0 if metric == "test/accuracy" else 1.0
-    return measure(metric, scale, runs, [experiments.share(name, run) for run in runs]) if runs else None
 
 
 def _is_whole(measured: Measured | None) -> bool:

@@ -7,13 +7,14 @@ them.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from wrnn.paper.cells import Measured, measure, read_cells
-from wrnn.paper.ledger import Record
+from wrnn.paper.cells import measured, read_cells
 from wrnn.paper.report import Paper, file_name
 from wrnn.training import build, parameter_counts
 
@@ -125,15 +126,14 @@ def figure_7(paper: Paper) -> tuple[Figure, str]:
     for cell in rows:
         look = WAVE if cell.experiments[0].startswith("wrnn") else DENSE
         count = parameter_counts(build(paper.experiments.config(cell.experiments[0], "corrected")))["parameters_total"]
+        assert cell.published is not None
         axes.plot([count], [cell.published], look.marker, mfc="none", color=look.colour, ms=7)
-        measured = _measured(paper, cell.experiments[0], cell.metric, 100)
-        if measured and measured.mean is not None:
-            axes.plot([count], [measured.mean], look.marker, color=look.colour, ms=5)
-            if measured.share < 1:
-                epochs = measured.runs[0].budget["epochs"]
-                axes.annotate(
-                    f"{epochs:g} epochs", (count, measured.mean), (4, -8), textcoords="offset points", fontsize=6
-                )
+        ours = measured(paper.placed, paper.experiments, cell.experiments[0], cell.metric)
+        if ours and ours.mean is not None:
+            axes.plot([count], [ours.mean], look.marker, color=look.colour, ms=5)
+            if ours.share < 1:
+                epochs = ours.runs[0].budget["epochs"]
+                axes.annotate(f"{epochs:g} epochs", (count, ours.mean), (4, -8), textcoords="offset points", fontsize=6)
     for label, look in (("wRNN", WAVE), ("iRNN", DENSE)):
         axes.plot([], [], look.marker, color=look.colour, label=f"{label}, ours")
         axes.plot([], [], look.marker, color=look.colour, mfc="none", label=f"{label}, quoted")
@@ -206,8 +206,13 @@ def _finish(figure: Figure, panels: Sequence[Axes]) -> Figure:
         if axes.get_xlabel() == "epochs":
             axes.set_xticks([0, 1, 3, 10, 30, 100, 250], ["0", "1", "3", "10", "30", "100", "250"])
             axes.minorticks_off()
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), frameon=False)
+    named: dict[str, Artist] = {}
+    for axes in panels:
+        for artist, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            named[str(label)] = artist
+    labels = sorted(named, key=lambda label: (label.endswith("quoted"), label))
+    columns = min(max(len(labels), 1), 6)
+    figure.legend([named[label] for label in labels], labels, loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
 
@@ -223,12 +228,12 @@ def _curves(
     """Our curves, one a seed, and the quoted points."""
     missing = []
     for line in lines:
-        found = _measured(paper, line.experiment, metric, scale)
+        found = measured(paper.placed, paper.experiments, line.experiment, metric)
         label: str | None = line.label
         for run in found.runs if found else []:
             steps, values = run.curves.get(metric, ([], []))
             per_epoch = run.budget["steps"] / run.budget["epochs"] if epochs else 1
-            style = {"lw": 0.5, "alpha": 0.35} if faint else {"lw": 1.3}
+            style: dict[str, Any] = {"lw": 0.5, "alpha": 0.35} if faint else {"lw": 1.3}
             x, y = [step / per_epoch for step in steps], [scale * value for value in values]
             dot = line.look.marker if len(x) < 5 and not faint else ""
             axes.plot(
@@ -241,14 +246,11 @@ def _curves(
             missing.append(line.label)
         quoted = paper.content["curves"].get(line.experiment, [])
         if quoted:
-            x, y = zip(*quoted, strict=True)
-            axes.plot(x, y, line.look.marker, mfc="none", ms=4, color=line.look.colour, label=f"{line.label}, quoted")
+            points = list(zip(*quoted, strict=True))
+            axes.plot(
+                *points, line.look.marker, mfc="none", ms=4, color=line.look.colour, label=f"{line.label}, quoted"
+            )
     if missing:
         axes.text(
             0.98, 0.98, "not run: " + ", ".join(missing), transform=axes.transAxes, ha="right", va="top", fontsize=6
         )
-
-
-def _measured(paper: Paper, experiment: str, metric: str, scale: float) -> Measured | None:
-    runs: list[Record] = [run for run in paper.placed.runs.get(experiment, []) if run.preset == "corrected"]
-    return measure(metric, scale, runs, [paper.experiments.share(experiment, run) for run in runs]) if runs else None

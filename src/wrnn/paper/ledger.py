@@ -221,7 +221,9 @@ def keep_weights(ledger: Path, run: Record, folder: Path) -> Path:
         with write_aside(path) as file:
             torch.save(content, file)
             if file.tell() > MAX_WEIGHT_BYTES:
-                raise ConfigError(f"{folder}: {file.tell():,} bytes of weights are not kept; at most {MAX_WEIGHT_BYTES:,}")
+                raise ConfigError(
+                    f"{folder}: {file.tell():,} bytes of weights are not kept; at most {MAX_WEIGHT_BYTES:,}"
+                )
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written to ({error.strerror})") from error
     return path

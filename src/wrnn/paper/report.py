@@ -21,6 +21,7 @@ from wrnn.paper.cells import (
     place,
     published,
     read_cells,
+    scale_of,
     start_name,
 )
 from wrnn.paper.claims import Claim, evaluate
@@ -112,7 +113,8 @@ def markdown(paper: Paper) -> str:
     if paper.waves:
         parts.append(
             "## Waves of trained models\n\nStates over the first test sequence, of runs whose weights were kept, "
-            "before training and after. Velocities are towards lower neuron indices.\n\n" + _table(pd.DataFrame(paper.waves))
+            "before training and after. Velocities are towards lower neuron indices.\n\n"
+            + _table(pd.DataFrame(paper.waves))
         )
     if paper.pictures:
         parts.append("## Figures\n")
@@ -243,7 +245,7 @@ def number(value: float | None, metric: str) -> str:
         return "never"
     if metric == "solved_step":
         return f"{value:,.0f}"
-    if metric.endswith("accuracy") or not metric:
+    if metric.endswith("/accuracy") or not metric:
         return f"{value:.2f}".rstrip("0").rstrip(".") if value == round(value, 1) else f"{value:.2f}"
     return f"{value:.3f}" if value >= 0.1 else f"{value:.1e}"
 
@@ -304,7 +306,7 @@ def headline(run: Record) -> str:
 
 def _value(run: Record, metric: str) -> float | None:
     value = run.results.get(metric)
-    return None if value is None else float(value) * (100 if metric.endswith("accuracy") else 1)
+    return None if value is None else float(value) * scale_of(metric)
 
 
 def _budget(run: Record) -> str:

@@ -92,26 +92,34 @@ def figure_1(paper: Paper) -> tuple[Figure, str]:
     for onset in found:
         read[onset.channel, steps - 1 - round(onset.steps_ago)] = 1
     right = bool((read == trains).all())
-    grid[1, 0].set_title(f"{int(trains.sum())} onsets read from the last state: {'all right' if right else 'not all right'}")
+    grid[1, 0].set_title(
+        f"{int(trains.sum())} onsets read from the last state: {'all right' if right else 'not all right'}"
+    )
     bump = states["identity"][:, 0, -1]
     grid[2, 0].set_title(f"the last state knows how many came: {', '.join(f'{value:.0f}' for value in bump.tolist())}")
     wave, dense = load(paper, "wrnn_copy_t30"), load(paper, "irnn_copy_t30")
     grid[0, 1].set_title("trained: copy task, T = 30")
     if wave:
         _image(grid[0, 1], wave.inputs.T, "input symbol")
-        plots.draw_state(grid[1, 1], plots.states_of(wave.core, wave.inputs).flatten(0, 1), "wRNN\n6 channels x 100 neurons")
+        plots.draw_state(
+            grid[1, 1], plots.states_of(wave.core, wave.inputs).flatten(0, 1), "wRNN\n6 channels x 100 neurons"
+        )
     else:
         _missing(grid[0, 1])
         _missing(grid[1, 1])
     if dense:
-        plots.draw_state(grid[2, 1], plots.sort_by_peak(plots.states_of(dense.core, dense.inputs)[0]), "iRNN, 100 neurons\nby time of peak")
+        plots.draw_state(
+            grid[2, 1],
+            plots.sort_by_peak(plots.states_of(dense.core, dense.inputs)[0]),
+            "iRNN, 100 neurons\nby time of peak",
+        )
     else:
         _missing(grid[2, 1])
     for axes in grid[-1]:
         axes.set_xlabel("time step")
     return figure, (
-        "Waves keep when and on which channel an input came (left, exact by construction: the onsets are decoded from the"
-        " last state alone); a static bump keeps how many. Right: the same picture of models trained on the copy task."
+        "Waves keep when and on which channel an input came (left, exact by construction: the onsets are decoded from"
+        " the last state alone); a static bump keeps how many. Right: the same of models trained on the copy task."
     )
 
 
@@ -148,7 +156,9 @@ def figure_2(paper: Paper) -> tuple[Figure, str]:
 def figure_4(paper: Paper) -> tuple[Figure, str]:
     """Copy examples of the wRNN and the large iRNN."""
     models = (("wRNN n=100, c=6", "wrnn_copy_t{}"), ("iRNN n=625", "irnn_copy_t{}_n625"))
-    return _copies(paper, models), "Copy task, one test sequence a column, the first and the last steps of long ones. " + _COPY
+    return _copies(
+        paper, models
+    ), "Copy task, one test sequence a column, the first and the last steps of long ones. " + _COPY
 
 
 def figure_16(paper: Paper) -> tuple[Figure, str]:
@@ -173,8 +183,10 @@ def figure_9(paper: Paper) -> tuple[Figure, str]:
         axes.set_title(f"channel {channel}")
     for axes in grid[-1]:
         axes.set_xlabel("time step")
-    caption = f"States of 15 of the 16 channels of a wRNN on one test digit of sMNIST, after {model.run.budget['epochs']:g} epochs."
-    return figure, caption + " Each is scaled to its own largest activity."
+    return figure, (
+        "States of 15 of the 16 channels of a wRNN on one test digit of sMNIST, after"
+        f" {model.run.budget['epochs']:g} epochs. Each is scaled to its own largest activity."
+    )
 
 
 def figure_10(paper: Paper) -> tuple[Figure, str]:
@@ -189,15 +201,22 @@ def figure_10(paper: Paper) -> tuple[Figure, str]:
     each, _ = channel_velocities(states)
     speed = [waves.waves[0].velocity if waves.waves else 0.0 for waves in each]
     order = sorted(range(len(speed)), key=lambda channel: (-len(each[channel].waves), speed[channel]))
-    chosen = sorted({order[0], order[1], min(range(len(speed)), key=speed.__getitem__), max(range(len(speed)), key=speed.__getitem__)})
+    chosen = sorted(
+        {
+            order[0],
+            order[1],
+            min(range(len(speed)), key=speed.__getitem__),
+            max(range(len(speed)), key=speed.__getitem__),
+        }
+    )
     for row, channel in zip(grid, [*chosen, *order[2:]][:4], strict=True):
         plots.draw_state(row[0], states[channel], f"channel {channel}\nneuron")
         _spectrum(row[1], states[channel], *(wave.velocity for wave in each[channel].waves))
         row[1].set_title(each[channel].describe())
     grid[-1, 0].set_xlabel("time step")
     return figure, (
-        f"Channels of a wRNN on one test digit of sMNIST, after {model.run.budget['epochs']:g} epochs: those with the most"
-        " waves, the slowest and the fastest. Dashed: fitted velocities."
+        f"Channels of a wRNN on one test digit of sMNIST, after {model.run.budget['epochs']:g} epochs: those with the"
+        " most waves, the slowest and the fastest. Dashed: fitted velocities."
     )
 
 
