@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from wrnn import schema
 from wrnn.config import digest, identity
-from wrnn.paper.cells import Experiments
+from wrnn.paper.cells import Experiments, experiments_in
 from wrnn.paper.ledger import SCHEMA, Record
 
 os.environ["WRNN_TUNE"] = "0"  # a GPU would try six kernels at each of the many sizes here
@@ -75,7 +75,7 @@ def compose_config(tmp_path: Path) -> Compose:
 @pytest.fixture(scope="session")
 def experiments() -> Experiments:
     """The real experiments, composed once a session."""
-    return Experiments(CONF)
+    return experiments_in(CONF)
 
 
 @pytest.fixture

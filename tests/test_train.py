@@ -256,3 +256,8 @@ def test_help_is_short_and_does_not_load_torch(tmp_path: Path) -> None:
     done = command("--help", cwd=tmp_path)
     assert done.returncode == 0 and len(done.stdout.splitlines()) < 40
     assert "model: irnn, wrnn" in done.stdout and "ckpt_path=last" in done.stdout
+
+
+def test_a_callback_can_be_switched_off(compose_config: Compose, tmp_path: Path) -> None:
+    train(compose_config(*TINY_COPY, "callbacks.figures=null", f"paths.run_dir={tmp_path / 'run'}"))
+    assert (tmp_path / "run/results.json").exists() and not list((tmp_path / "run").glob("*.png"))

@@ -141,10 +141,10 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     _quieten_libraries()
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
     _guarded(parts.task.prepare_data)
-    callbacks = [_make(f"callbacks.{name}", node) for name, node in (cfg.callbacks or {}).items()]
+    callbacks = [_make(f"callbacks.{name}", node) for name, node in (cfg.callbacks or {}).items() if node is not None]
     if cfg.trainer.max_time is None:
         callbacks.append(Timer())
-    loggers = [_make(f"logger.{name}", node) for name, node in (cfg.logger or {}).items()]
+    loggers = [_make(f"logger.{name}", node) for name, node in (cfg.logger or {}).items() if node is not None]
     trainer: L.Trainer = _make(
         "trainer",
         cfg.trainer,

@@ -55,9 +55,13 @@ def test_what_stays_is_no_wave() -> None:
     place, step = torch.arange(100.0)[:, None], torch.arange(300.0)
     bump = torch.exp(-((place - 20) ** 2) / 8)
     switched_on = torch.rand(100, 1, generator=torch.Generator().manual_seed(0)) * torch.sigmoid((step - 3 * place) / 5)
-    for states in (bump.expand(100, 300), bump * torch.tanh(step / 50), switched_on[torch.randperm(100)]):
+    wandering = bump * torch.randn(300, generator=torch.Generator().manual_seed(0)).cumsum(0)
+    blinking = bump * torch.cos(0.7 * step).square()
+    switched_on = switched_on[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
+    for states in (bump.expand(100, 300), bump * torch.tanh(step / 50), switched_on, wandering, blinking):
         found = velocities(states)
-        assert found.waves == [] and found.static_share > 0.5 and found.describe() == "static: no wave"
+        assert found.waves == [] and "no wave" in found.describe()
+        assert found.static_share > 0.5 or states is wandering or states is blinking
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -67,8 +67,10 @@ def test_a_run_from_before_a_key_existed_still_counts_and_a_shortened_test_does_
     run = make_record("wrnn_copy_t30")
     del run.settings["model"]["core"]["nonlinearity"]
     assert deviations(experiments.settings("wrnn_copy_t30", "corrected"), run) == {}
-    run.budget["limit_test_batches"] = 0.1
-    assert list(deviations(experiments.settings("wrnn_copy_t30", "corrected"), run)) == ["trainer.limit_test_batches"]
+    for part in (0.1, 1):  # a tenth of the batches; one batch
+        run.budget["limit_test_batches"] = part
+        found = deviations(experiments.settings("wrnn_copy_t30", "corrected"), run)
+        assert found == {"trainer.limit_test_batches": (None, part)}
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def draw_state(axes: Axes, states: Tensor, label: str) -> None:
     """Neuron against time step of (N, T): white is the least activity or 0, black the largest, so that it prints."""
     largest = float(states.max())
     axes.imshow(
-        states.cpu().float().numpy(), aspect="auto", origin="lower", cmap="gray_r", interpolation="nearest",
+        states.cpu().float().numpy(), aspect="auto", origin="lower", cmap="gray_r",
         vmin=min(0.0, float(states.min())), vmax=largest or 1.0,
     )  # fmt: skip
     axes.set_ylabel(label)

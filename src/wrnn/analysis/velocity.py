@@ -94,7 +94,7 @@ def velocities(
         wave = fit.strongest()
         if wave.share < max(_MARGIN * chance, 1e-9) or (found and wave.share < _LEAST_SHARE):
             break
-        if abs(wave.velocity) < fit.slowest:
+        if abs(wave.velocity) < fit.slowest() or (wave.stands and fit.blinks()):
             static_share += wave.share
         else:
             found.append(wave)
@@ -121,9 +121,27 @@ class _Fit:
         self.window = window(num_steps)
         self.power = float(self.window.sum() * (self.window * self.modes_CKT.abs().square()).sum())
         step = 0.25 / (num_steps * float(self.frequency_K[-1]))
-        self.slowest = 12 * step  # 3 / T cycles a step at the highest frequency: slower ones look like slow changes
         size = int(max_velocity / step)
         self.candidates = step * torch.arange(-size, size + 1).double()
+
+    def slowest(self) -> float:
+        """The velocity below which a wave cannot be told from slow changes at rest.
+
+        That is a whole cycle from first to last step at the typical space frequency, three at the highest one.
+        """
+        return max(3 / float(self.frequency_K[-1]), 1 / self.typical_frequency()) / self.num_steps
+
+    def blinks(self) -> bool:
+        """Whether one pattern of several space frequencies comes and goes in place, which no standing wave does."""
+        strengths = torch.linalg.svdvals(self.modes_CKT.flatten(0, 1)).square()
+        power_K = self.modes_CKT.abs().square().sum((0, 2))
+        several = float(power_K.sum() ** 2 / power_K.square().sum()) > 1.5
+        return several and float(strengths[0] / strengths.sum()) > 0.9
+
+    def typical_frequency(self) -> float:
+        """Root mean square of the space frequencies, weighted by power."""
+        weight_K = self.modes_CKT.abs().square().sum((0, 2))
+        return float(((weight_K * self.frequency_K.square()).sum() / weight_K.sum()).sqrt())
 
     def shuffled(self, random: torch.Generator) -> Tensor:
         """What changes over time, with its steps in another order."""
@@ -149,15 +167,13 @@ class _Fit:
         """The best candidate, refined within the width of its peak."""
         scores = self.scores(self.modes_CKT)
         velocity, share = self._refined(float(self.candidates[int(scores.argmax())]))
-        opposite = (self.candidates + velocity).abs() <= self.slowest / 2
-        stands = abs(velocity) >= self.slowest and bool((scores[opposite] >= _SAME * share).any())
+        opposite = (self.candidates + velocity).abs() <= 1.5 / (self.num_steps * float(self.frequency_K[-1]))
+        stands = abs(velocity) >= self.slowest() and bool((scores[opposite] >= _SAME * share).any())
         return Wave(abs(velocity) if stands else velocity, self._uncertainty(velocity), share, stands)
 
     def _refined(self, velocity: float) -> tuple[float, float]:
         """The highest score near a candidate, without interpolation, and where it is."""
-        weight_K = self.modes_CKT.abs().square().sum((0, 2))
-        typical = float(((weight_K * self.frequency_K.square()).sum() / weight_K.sum()).sqrt())
-        reach = 0.4 / (self.num_steps * typical)
+        reach = 0.4 / (self.num_steps * self.typical_frequency())
         steps = torch.arange(self.num_steps)
         share = 0.0
         for _ in range(4):

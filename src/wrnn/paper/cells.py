@@ -7,7 +7,7 @@ variation of the nearest, and stands beside it as what was tried.
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -142,6 +142,12 @@ class Experiments:
         return min(1.0, float(run.budget[unit]) / published)
 
 
+@cache
+def experiments_in(conf: Path) -> Experiments:
+    """The experiments of a folder of configs, the same object for the same folder: each is composed once."""
+    return Experiments(conf)
+
+
 @dataclass
 class Placed:
     """Where the records of a ledger belong.
@@ -214,7 +220,7 @@ def deviations(expected: Mapping[str, Any], run: Record) -> dict[str, tuple[Any,
     """Settings in which a run differs, as (expected, found). A key that a run is too old to have is no difference."""
     found = flat(run.settings)
     for key in ("limit_val_batches", "limit_test_batches"):
-        if run.budget.get(key) not in (None, 1.0):
+        if run.budget.get(key) is not None and (run.budget[key] != 1 or isinstance(run.budget[key], int)):
             found[f"trainer.{key}"] = run.budget[key]
     return {
         key: (expected.get(key), value)

@@ -58,7 +58,7 @@ def _write(root: Path, ledger: Path, output: Path, figures: bool) -> None:
     """Write the report, and say how many cells stand where."""
     from wrnn.files import write_atomically
     from wrnn.paper import report
-    from wrnn.paper.cells import Experiments
+    from wrnn.paper.cells import experiments_in
     from wrnn.paper.ledger import load
 
     if not ledger.is_dir():
@@ -66,7 +66,7 @@ def _write(root: Path, ledger: Path, output: Path, figures: bool) -> None:
     found = load(ledger)
     for problem in found.problems:
         print(f"warning: {ledger}/{problem}", file=sys.stderr)
-    paper = report.judge(found, Experiments(root / "conf"))
+    paper = report.judge(found, experiments_in(root / "conf"))
     try:
         if figures:
             from wrnn.paper.figures import draw_all

@@ -71,7 +71,7 @@ def figure_3(paper: Paper) -> tuple[Figure, str]:
             Series("iRNN n=100", f"irnn_copy_t{delay}", DENSE),
         ]
         _curves(axes, paper, lines, "val/cross_entropy", scale=1 / 50)
-        axes.set(title=f"T = {delay}", xlabel="optimizer steps", yscale="log")
+        axes.set(title=f"T = {delay}", yscale="log")
     panels[0].set_ylabel('cross-entropy / 50 (nats), the paper\'s "MSE"')
     return _finish(
         figure, panels
@@ -88,7 +88,7 @@ def figure_5(paper: Paper) -> tuple[Figure, str]:
         ]
         _curves(axes, paper, lines, "val/mse")
         axes.axhline(0.05, color="0.6", lw=0.8)
-        axes.set(title=f"T = {length}", xlabel="optimizer steps", yscale="log")
+        axes.set(title=f"T = {length}", yscale="log")
     panels[0].set_ylabel("mean squared error")
     caption = (
         "Adding task with T = 100, 400, 1000; the grey line is where it counts as solved, 0.05. Lines: validation. "
@@ -103,9 +103,7 @@ def figure_6(paper: Paper) -> tuple[Figure, str]:
         lines = [Series("wRNN n=256, c=16", f"wrnn_{task}", WAVE), Series("iRNN n=256", f"irnn_{task}", DENSE)]
         _curves(axes, paper, lines, "val/accuracy", scale=100, epochs=True)
         _curves(axes, paper, lines, "train/accuracy", scale=100, epochs=True, faint=True)
-        axes.set(
-            title={"smnist": "sMNIST", "psmnist": "psMNIST"}[task], xlabel="epochs", xscale="symlog", xlim=(0, 260)
-        )
+        axes.set(title={"smnist": "sMNIST", "psmnist": "psMNIST"}[task], xscale="symlog", xlim=(0, 260))
     panels[0].set_ylabel("accuracy (%)")
     caption = (
         "Accuracy by epoch. Lines: validation accuracy; faint: accuracy on single training batches (the paper's plot"
@@ -192,7 +190,7 @@ OPEN = "Open markers: quoted, read off the paper's plot."
 def _accuracy(paper: Paper, lines: Sequence[Series], caption: str) -> tuple[Figure, str]:
     figure, panels = _panels(1, width=5.5)
     _curves(panels[0], paper, lines, "val/accuracy", scale=100, epochs=True)
-    panels[0].set(xlabel="epochs", ylabel="validation accuracy (%)", xscale="symlog", xlim=(0, 260))
+    panels[0].set(ylabel="validation accuracy (%)", xscale="symlog", xlim=(0, 260))
     return _finish(figure, panels), caption + "Lines: ours on validation. " + OPEN
 
 
@@ -232,7 +230,7 @@ def _curves(
         label: str | None = line.label
         for run in found.runs if found else []:
             steps, values = run.curves.get(metric, ([], []))
-            per_epoch = run.budget["steps"] / run.budget["epochs"] if epochs else 1
+            per_epoch = run.budget["steps"] / run.budget["epochs"] if epochs else 1000
             style: dict[str, Any] = {"lw": 0.5, "alpha": 0.35} if faint else {"lw": 1.3}
             x, y = [step / per_epoch for step in steps], [scale * value for value in values]
             dot = line.look.marker if len(x) < 5 and not faint else ""
@@ -246,11 +244,10 @@ def _curves(
             missing.append(line.label)
         quoted = paper.content["curves"].get(line.experiment, [])
         if quoted:
-            points = list(zip(*quoted, strict=True))
+            points = [[x / (1 if epochs else 1000) for x, _ in quoted], [y for _, y in quoted]]
             axes.plot(
                 *points, line.look.marker, mfc="none", ms=4, color=line.look.colour, label=f"{line.label}, quoted"
             )
+    axes.set_xlabel("epochs" if epochs else "thousand optimizer steps")
     if missing:
-        axes.text(
-            0.98, 0.98, "not run: " + ", ".join(missing), transform=axes.transAxes, ha="right", va="top", fontsize=6
-        )
+        axes.set_title("not run: " + ", ".join(missing), fontsize=6, loc="right", y=-0.32)

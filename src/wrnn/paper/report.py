@@ -41,6 +41,7 @@ class Paper:
         claims: see `wrnn.paper.claims`.
         pictures: figures by name: caption, and what is missing in them.
         waves: rows of measures of the states of trained models.
+        models: trained models by experiment, as the figures load them.
     """
 
     ledger: Ledger
@@ -51,6 +52,7 @@ class Paper:
     claims: list[Claim]
     pictures: dict[str, str] = field(default_factory=dict)
     waves: list[dict[str, str]] = field(default_factory=list)
+    models: dict[str, object] = field(default_factory=dict)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -100,7 +102,7 @@ def markdown(paper: Paper) -> str:
         if "note" in table:
             parts.append(f"{table['note'].strip()}\n")
         parts.append(_table(cells_frame(paper, name)))
-        short = [one.experiment for one in answers if one.verdict in ("not run", "partial budget")]
+        short = [n for one in answers if one.verdict in VERDICTS[2:] for n in one.cell.experiments]
         if short:
             parts.append(f"Whole, with {SEEDS_NEEDED} seeds:\n\n    {command(short)}\n")
     for name, table in paper.content["settings"].items():
@@ -113,11 +115,16 @@ def markdown(paper: Paper) -> str:
     if paper.waves:
         parts.append(
             "## Waves of trained models\n\nStates over the first test sequence, of runs whose weights were kept, "
-            "before training and after. Velocities are towards lower neuron indices.\n\n"
+            "before training and after. Velocities are towards lower neuron indices. Dimensions: participation ratio "
+            "of the states. Inputs remembered: memory capacity for random numbers, where the task has one input.\n\n"
             + _table(pd.DataFrame(paper.waves))
         )
+    tabled = {name for one in paper.answers for name in one.cell.experiments}
+    pictured = [n for n in experiment_names(paper.content) if n not in tabled and n not in paper.placed.runs]
+    parts.append("## Figures\n")
+    if pictured:
+        parts.append(f"What figures alone show and nobody has run:\n\n    {command(pictured)}\n")
     if paper.pictures:
-        parts.append("## Figures\n")
         parts += [
             f"### {name}\n\n{caption}\n\n![{name}](figures/{file_name(name)}.png)\n"
             for name, caption in paper.pictures.items()

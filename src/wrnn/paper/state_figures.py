@@ -5,6 +5,7 @@ The state before training is made anew from the run's settings and seed, so it n
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from matplotlib.axes import Axes
@@ -16,12 +17,12 @@ from wrnn.analysis.dimension import participation_ratio
 from wrnn.analysis.memory import memory_span
 from wrnn.analysis.onsets import decode_onsets
 from wrnn.analysis.spectrum import spectrum
-from wrnn.analysis.velocity import channel_velocities
+from wrnn.analysis.velocity import Waves, channel_velocities, velocities
 from wrnn.cores.base import Core
 from wrnn.cores.wrnn import TravelingWaveRNN
 from wrnn.inits import Initializer, identity_, shift_, source_identity_
 from wrnn.paper.ledger import Record, weights_path
-from wrnn.paper.report import Paper
+from wrnn.paper.report import Paper, headline
 from wrnn.training import build
 
 
@@ -44,15 +45,33 @@ class Trained:
     inputs: Tensor
     target: Tensor
 
+    @cached_property
+    def states(self) -> Tensor:
+        """(C, N, T) after training."""
+        return plots.states_of(self.core, self.inputs)
+
+    @cached_property
+    def waves(self) -> tuple[list[Waves], Waves]:
+        """Of each channel after training, and of all together."""
+        return channel_velocities(self.states)
+
 
 def load(paper: Paper, experiment: str) -> Trained | None:
     """The best model of an experiment whose weights were kept, the largest budget first; None where there is none."""
+    if experiment not in paper.models:
+        paper.models[experiment] = _load(paper, experiment)
+    found = paper.models[experiment]
+    assert found is None or isinstance(found, Trained)
+    return found
+
+
+def _load(paper: Paper, experiment: str) -> Trained | None:
     runs = [run for run in paper.placed.runs.get(experiment, []) if weights_path(paper.ledger.folder, run).exists()]
     runs = [run for run in runs if run.preset == "corrected"]
     if not runs:
         return None
-    metric = str(runs[0].settings["task"]["monitor"]["metric"]).replace("val/", "test/")
-    sign = 1 if runs[0].settings["task"]["monitor"]["mode"] == "max" else -1
+    metric, mode = headline(runs[0]), runs[0].settings["task"]["monitor"]["mode"]
+    sign = 1 if mode == "max" else -1
     best = max(runs, key=lambda run: (paper.experiments.share(experiment, run), sign * run.results[metric]))
     kept = torch.load(weights_path(paper.ledger.folder, best), weights_only=True)
     core, readout = _parts(paper, experiment, best.seed)
@@ -72,10 +91,10 @@ def _parts(paper: Paper, experiment: str, seed: int) -> tuple[Core, nn.Module]:
 
 def figure_1(paper: Paper) -> tuple[Figure, str]:
     """A field of waves tells when and where inputs came; a static bump does not."""
-    steps, units = 90, 100
+    steps, units = 60, 60
     generator = torch.Generator().manual_seed(3)
-    trains = (torch.rand(3, steps, generator=generator) < 0.05).float()
-    trains[:, 60:] = 0
+    trains = (torch.rand(3, steps, generator=generator) < 0.06).float()
+    trains[:, 40:] = 0
     figure = Figure(figsize=(9, 6), layout="constrained")
     grid = figure.subplots(3, 2, sharex="col")
     states = {}
@@ -101,16 +120,14 @@ def figure_1(paper: Paper) -> tuple[Figure, str]:
     grid[0, 1].set_title("trained: copy task, T = 30")
     if wave:
         _image(grid[0, 1], wave.inputs.T, "input symbol")
-        plots.draw_state(
-            grid[1, 1], plots.states_of(wave.core, wave.inputs).flatten(0, 1), "wRNN\n6 channels x 100 neurons"
-        )
+        plots.draw_state(grid[1, 1], _scaled(wave.states).flatten(0, 1), "wRNN\n6 channels x 100 neurons")
     else:
         _missing(grid[0, 1])
         _missing(grid[1, 1])
     if dense:
         plots.draw_state(
             grid[2, 1],
-            plots.sort_by_peak(plots.states_of(dense.core, dense.inputs)[0]),
+            plots.sort_by_peak(dense.states[0]),
             "iRNN, 100 neurons\nby time of peak",
         )
     else:
@@ -134,15 +151,17 @@ def figure_2(paper: Paper) -> tuple[Figure, str]:
             for axes in row:
                 _missing(axes)
             continue
-        states = plots.states_of(model.core, model.inputs)
-        channel = plots.most_active(states)
-        shown = states[channel] if len(states) > 1 else plots.sort_by_peak(states[0])
-        each, _ = channel_velocities(states)
-        words = each[channel].describe() if len(states) > 1 else "units have no place on a ring: no velocity"
+        states, channel = model.states, plots.most_active(model.states)
+        if model.core.ring_shape is None:
+            shown, where, words, lines = plots.sort_by_peak(states[0]), "by time of peak", "no ring, no velocity", []
+        else:
+            found = model.waves[0][channel]
+            shown, where, words = states[channel], f"channel {channel}", found.describe()
+            lines = [wave.velocity for wave in found.waves]
         plots.draw_state(row[0], shown, f"{label}\nneuron")
-        row[0].set_title(f"channel {channel}" if len(states) > 1 else "by time of peak")
-        _spectrum(row[1], shown, each[channel].waves[0].velocity if len(states) > 1 and each[channel].waves else None)
-        row[1].set_title(words)
+        row[0].set_title(where)
+        _spectrum(row[1], shown, lines)
+        row[1].set_title(words, fontsize=7)
         said.append(f"{label} after {model.run.budget['epochs']:g} epochs")
     for axes in grid[1]:
         axes.set_xlabel(axes.get_xlabel() or "time step")
@@ -177,9 +196,8 @@ def figure_9(paper: Paper) -> tuple[Figure, str]:
     if model is None:
         _missing(grid[2, 1])
         return figure, "States of 15 channels of a wRNN on sMNIST: not run."
-    states = plots.states_of(model.core, model.inputs)
-    for channel, axes in enumerate(grid.flat):
-        plots.draw_state(axes, states[channel], "neuron" if channel % 3 == 0 else "")
+    for channel, axes in zip(range(len(model.states)), grid.flat, strict=False):
+        plots.draw_state(axes, model.states[channel], "neuron" if channel % 3 == 0 else "")
         axes.set_title(f"channel {channel}")
     for axes in grid[-1]:
         axes.set_xlabel("time step")
@@ -197,22 +215,15 @@ def figure_10(paper: Paper) -> tuple[Figure, str]:
     if model is None:
         _missing(grid[0, 0])
         return figure, "Waves of several velocities in one network: not run."
-    states = plots.states_of(model.core, model.inputs)
-    each, _ = channel_velocities(states)
+    each, _ = model.waves
     speed = [waves.waves[0].velocity if waves.waves else 0.0 for waves in each]
-    order = sorted(range(len(speed)), key=lambda channel: (-len(each[channel].waves), speed[channel]))
-    chosen = sorted(
-        {
-            order[0],
-            order[1],
-            min(range(len(speed)), key=speed.__getitem__),
-            max(range(len(speed)), key=speed.__getitem__),
-        }
-    )
-    for row, channel in zip(grid, [*chosen, *order[2:]][:4], strict=True):
-        plots.draw_state(row[0], states[channel], f"channel {channel}\nneuron")
-        _spectrum(row[1], states[channel], *(wave.velocity for wave in each[channel].waves))
-        row[1].set_title(each[channel].describe())
+    by_speed = sorted(range(len(speed)), key=speed.__getitem__)
+    by_number = sorted(range(len(speed)), key=lambda channel: -len(each[channel].waves))
+    chosen = list(dict.fromkeys([by_speed[0], by_speed[-1], *by_number]))[: len(grid)]
+    for row, channel in zip(grid, sorted(chosen, key=speed.__getitem__), strict=False):
+        plots.draw_state(row[0], model.states[channel], f"channel {channel}\nneuron")
+        _spectrum(row[1], model.states[channel], [wave.velocity for wave in each[channel].waves])
+        row[1].set_title(each[channel].describe(), fontsize=7)
     grid[-1, 0].set_xlabel("time step")
     return figure, (
         f"Channels of a wRNN on one test digit of sMNIST, after {model.run.budget['epochs']:g} epochs: those with the"
@@ -273,22 +284,25 @@ def wave_rows(paper: Paper) -> list[dict[str, str]]:
     rows = []
     for experiment in sorted(paper.placed.runs):
         model = load(paper, experiment)
-        if model is None or not model.core.state_size or not list(model.core.parameters()):
+        if model is None or not list(model.core.parameters()):
             continue
         for when, core in (("before", model.start), ("after", model.core)):
-            states = plots.states_of(core, model.inputs)
-            flat = states.flatten(0, 1)
-            span = memory_span(core, model.inputs.shape[-1])
-            row = {"experiment": experiment, "training": when, "run": model.run.id[:6]}
+            states = model.states if core is model.core else plots.states_of(core, model.inputs)
+            main, pooled = "no ring", ""
             if core.ring_shape is not None:
-                each, pooled = channel_velocities(states)
-                main = plots.most_active(states)
-                row |= {"main channel": f"{main}: {each[main].describe()}", "all channels": pooled.describe()}
-            else:
-                row |= {"main channel": "no ring", "all channels": ""}
-            rows.append(row | {
-                "dimensions": f"{participation_ratio(flat):.3g}", "memory capacity": f"{span.capacity:.3g}",
-                "memory span (steps)": str(span.span),
+                channel = plots.most_active(states)
+                found = model.waves[0][channel] if core is model.core else velocities(states[channel])
+                main = f"{channel}: {found.describe()}"
+                pooled = model.waves[1].describe() if core is model.core else velocities(states).describe()
+            memory = ""
+            if model.inputs.shape[-1] == 1:
+                steps = len(model.inputs)
+                known = memory_span(core, 1, num_steps=steps, num_sequences=2 * steps + 400)
+                memory = f"{known.capacity:.0f} of {steps}"
+            rows.append({
+                "experiment": experiment, "training": when, "run": model.run.id[:6], "main channel": main,
+                "all channels": pooled, "dimensions": f"{participation_ratio(states.flatten(0, 1)):.3g}",
+                "inputs remembered": memory,
             })  # fmt: skip
     return rows
 
@@ -328,6 +342,11 @@ def _ends(sequence: Tensor, length: int = 60) -> Tensor:
     return torch.cat([sequence[: length // 2], gap, sequence[-length // 2 :]])
 
 
+def _scaled(states: Tensor) -> Tensor:
+    """Each channel of (C, N, T) divided by its own largest activity."""
+    return states / states.amax((1, 2), keepdim=True).clamp(min=1e-12)
+
+
 def _trains(axes: Axes, trains: Tensor) -> None:
     channels, steps = trains.nonzero(as_tuple=True)
     axes.vlines(steps.numpy(), channels.numpy() - 0.35, channels.numpy() + 0.35, color="black", lw=1)
@@ -339,8 +358,8 @@ def _image(axes: Axes, picture: Tensor, label: str) -> None:
     axes.set_ylabel(label)
 
 
-def _spectrum(axes: Axes, states: Tensor, *velocities: float | None) -> None:
-    plots.draw_spectrum(axes, spectrum(states, normalize="shuffled"), [v for v in velocities if v is not None])
+def _spectrum(axes: Axes, states: Tensor, velocities: Sequence[float]) -> None:
+    plots.draw_spectrum(axes, spectrum(states, normalize="shuffled"), velocities)
 
 
 def _missing(axes: Axes) -> None:

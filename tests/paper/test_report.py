@@ -1,0 +1,118 @@
+"""The report says what is in the ledger, and nothing else."""
+
+import json
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from conftest import CONF, ROOT, Compose, MakeRecord
+from wrnn.paper import ledger as book
+from wrnn.paper.cells import Experiments, experiments_in
+from wrnn.paper.command import main
+from wrnn.paper.report import LEDGER_WORD, claims_frame, judge, markdown
+from wrnn.training import train
+
+
+def write(ledger: Path, output: Path, *more: str) -> str:
+    main(ROOT, ["write", "--ledger", str(ledger), "--output", str(output), *more])
+    return (output / "paper.md").read_text()
+
+
+def test_a_number_of_the_ledger_is_a_number_of_the_table(
+    make_record: MakeRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in range(3):
+        path = book.append(tmp_path, make_record("linear_smnist", seed, **{"test/accuracy": 0.9251}))
+    before = write(tmp_path, tmp_path / "out", "--no-figures")
+    assert "1 reproduced, 0 differs, 0 partial budget, 95 not run" in capsys.readouterr().out
+    lines = path.read_text().splitlines()
+    altered = json.loads(lines[1])
+    altered["results"]["test/accuracy"] = 0.9473
+    path.write_text("\n".join([lines[0], json.dumps(altered), lines[2]]) + "\n{broken\n")
+    after = write(tmp_path, tmp_path / "out", "--no-figures")
+    out, err = capsys.readouterr()
+    assert "0 reproduced, 1 differs" in out and "linear_smnist.jsonl:4: skipped, not a whole line" in err
+
+    def row(text: str) -> list[str]:
+        (line,) = (line for line in text.splitlines() if line.startswith("| FC: one linear layer"))
+        return [cell.strip() for cell in line.split("|")[2:8]]
+
+    assert row(before)[:5] == ["smnist", "92.4", "92.51", "0", "3"] and row(before)[5] == "reproduced"
+    assert row(after)[2] == "94.73" and row(after)[5] == "differs"
+    assert (tmp_path / "out/paper.tex").read_text().count(r"\begin{table}") == 10
+
+
+def test_what_was_not_run_stands_there_with_a_command_that_runs_it(tmp_path: Path) -> None:
+    empty = tmp_path / "ledger"
+    empty.mkdir()
+    text = write(empty, tmp_path, "--no-figures")
+    assert "**96 cells: 0 reproduced, 0 differs, 0 partial budget, 96 not run.**" in text
+    commands = [line.strip() for line in text.splitlines() if line.startswith("    python src/train.py")]
+    assert len(commands) == 9  # for the claims, seven tables, and what figures alone show
+    named = set()
+    for line in commands:
+        words = shlex.split(line)[3:]
+        assert words[-1] == LEDGER_WORD and words[-2] == "seed=0,1,2"
+        named |= set(words[0].removeprefix("experiment=").split(","))
+    assert named == set(experiments_in(CONF).names) - {"quickstart"}
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert compose("config", ["experiment=wrnn_copy_t80", "seed=2", LEDGER_WORD]).task.datamodule.delay == 80
+
+
+def test_claims(make_record: MakeRecord, experiments: Experiments) -> None:
+    def states(*records: book.Record) -> dict[str, tuple[str, str]]:
+        paper = judge(book.Ledger(Path(), list(records), []), experiments)
+        return {
+            row["claim"].split(":")[0]: (row["measured"], row["state"])
+            for _, row in claims_frame(paper.claims).iterrows()
+        }
+
+    loss = "test/cross_entropy"
+    waves = [make_record("wrnn_copy_t30", seed, **{loss: 1e-8}) for seed in range(3)]
+    dense = [make_record("irnn_copy_t30", seed, **{loss: 0.1}) for seed in range(3)]
+    assert states()["Copy, T = 30"] == ("-", "not run")
+    assert states(*waves, *dense)["Copy, T = 30"] == ("1e+07", "holds")
+    assert states(*waves, *dense[:2])["Copy, T = 30"] == ("1e+07", "so far yes")
+    never = [make_record("irnn_adding_t100", 0, share=0.5, solved_step=None)]
+    fast = [make_record("wrnn_adding_t100", 0, solved_step=500)]
+    assert states(*never, *fast)["Adding, T = 100"] == ("more than 60", "so far yes")
+    three = [
+        make_record(name, seed, **{"test/accuracy": value})
+        for name, value in (("wrnn_smnist", 0.97), ("wrnn_smnist_random_u", 0.95), ("wrnn_smnist_dirac_u", 0.96))
+        for seed in range(3)
+    ]
+    assert states(*three)["Start of the kernel on sMNIST"] == ("97 > 95 > 96", "does not hold")
+
+
+def test_every_figure_is_drawn_also_where_nothing_was_run(tmp_path: Path, make_record: MakeRecord) -> None:
+    book.append(tmp_path, make_record("wrnn_adding_t100", share=0.1, **{"test/mse": 0.1, "solved_step": 400}))
+    text = write(tmp_path, tmp_path)
+    numbers = [*range(1, 11), *range(13, 19)]
+    drawn = {f"figure_{number:02d}.{ending}" for number in numbers for ending in ("png", "pdf")}
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == drawn
+    assert all(f"![Figure {number}](figures/figure_{number:02d}.png)" in text for number in numbers)
+
+
+def test_the_committed_report_is_that_of_the_committed_ledger(experiments: Experiments) -> None:
+    found = book.load(ROOT / "results/ledger")
+    assert not found.problems
+    tables, waves = (ROOT / "results/paper.md").read_text().split("## Waves of trained models")
+    assert markdown(judge(found, experiments)).split("## Runs")[0].rstrip() == tables.rstrip()
+    assert all(one.id[:6] in waves for one in found.records)
+    sizes = [path.stat().st_size for path in (ROOT / "results/ledger").rglob("*") if path.is_file()]
+    assert sum(sizes) < 10 * 2**20 and max(sizes) < 2**20
+
+
+def test_a_record_is_repeated_by_its_own_command(compose_config: Compose) -> None:
+    records = book.load(ROOT / "results/ledger").records
+    cheapest = min((one for one in records if one.task == "copy"), key=lambda one: one.budget["steps"])
+    assert cheapest.budget["steps"] <= 100
+    results = train(compose_config(*cheapest.overrides, "trainer=cpu"))
+    assert results["identity"] == cheapest.identity
+    for key, value in cheapest.results.items():
+        if key.startswith(("val/", "test/", "parameters")):
+            assert results[key] == pytest.approx(value, rel=1e-3), key
+    assert asdict(cheapest)["results"]["tested"] == results["tested"]
