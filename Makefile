@@ -4,7 +4,7 @@ VENV := .venv
 IN := $(VENV)/bin/
 ARGS ?=
 
-.PHONY: help install format lint typecheck test test-all smoke train sweep bench bench-quick gpu clean
+.PHONY: help install format lint typecheck test test-all smoke train sweep paper notebooks bench bench-quick gpu clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,13 @@ train: install  ## a first look: a Wave-RNN learns psMNIST, within ten minutes o
 
 sweep: install  ## three seeds of a small copy task
 	$(IN)python src/train.py task=copy sweep=seeds trainer.max_steps=500 $(ARGS)
+
+paper: install  ## every table and figure of the paper beside our runs, from results/ledger, without training
+	$(IN)python src/paper.py write $(ARGS)
+
+notebooks: install  ## render the notebook of waves into results/notebooks/ (installs the extra "notebooks")
+	$(IN)python -m pip install --quiet --constraint constraints.txt --editable '.[notebooks]'
+	cd notebooks && MPLBACKEND=agg ../$(IN)jupyter nbconvert --execute --to markdown --output-dir ../results/notebooks 02_looking_at_waves.ipynb
 
 bench: install  ## on the CPU, the paper's loop against ours at the sizes of all tasks; writes results/bench/
 	$(IN)python src/bench.py --device cpu --output results/bench/cpu.json $(ARGS)

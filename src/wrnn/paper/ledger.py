@@ -46,7 +46,7 @@ class Record:
         commits: of every start; a `+` says that files differed from it.
         versions: of the packages, at the last start.
         date: of the last start.
-        overrides: the words of the command line that made it, without paths.
+        overrides: the words of the last command line that went on with it, without paths.
     """
 
     schema: int
@@ -97,7 +97,7 @@ def record(folder: Path) -> Record:
         "preset": cfg.preset, "seed": cfg.seed, "settings": settings, "budget": budget, "results": results,
         "steps_per_second": results.get("steps_per_second"), "hardware": starts[-1]["hardware"],
         "commits": list(dict.fromkeys(commits)), "versions": starts[-1]["versions"], "date": starts[-1]["date"],
-        "overrides": _overrides(starts[0]["command"]),
+        "overrides": _overrides(starts[-1]["command"]),
     }  # fmt: skip
     name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     return Record(schema=SCHEMA, id=name, curves=_curves(folder, cfg.task.monitor.metric), **content)

@@ -201,7 +201,7 @@ def cells_frame(paper: Paper, name: str) -> pd.DataFrame:
                 column,
                 quoted,
                 _shown(one, one.measured),
-                number(one.measured.spread, cell.metric) if one.measured else "",
+                number(one.measured.spread, cell.metric) if one.measured and one.measured.spread is not None else "",
                 str(len(one.measured.runs)) if one.measured else "",
                 one.verdict + (f": {one.remark}" if one.remark else ""),
                 _band_words(one),
