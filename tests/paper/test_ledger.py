@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -59,15 +60,19 @@ def test_a_curve_is_thinned_between_its_ends() -> None:
 
 def _append_some(where: Path, records: list[book.Record]) -> None:
     for one in records:
-        book.append(where, one)
+        with suppress(ConfigError):  # another was faster
+            book.append(where, one)
 
 
 def test_many_runs_end_at_once(make_record: MakeRecord, tmp_path: Path) -> None:
-    records = [make_record("wrnn_copy_t0", seed=seed) for seed in range(24)]
-    with ProcessPoolExecutor(4, mp_context=get_context("spawn")) as pool:
-        list(pool.map(_append_some, [tmp_path] * 4, [records[i::4] for i in range(4)]))
+    records = [make_record("wrnn_copy_t0", seed=seed) for seed in range(40)]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        list(pool.map(_append_some, [tmp_path] * 2, [records[:20] + records[20 + i :: 2] for i in range(2)]))
     found = book.load(tmp_path)
     assert not found.problems and {one.id for one in found.records} == {one.id for one in records}
+    assert (
+        len((tmp_path / "wrnn_copy.jsonl").read_text().splitlines()) == 40
+    )  # the twenty that both had stand there once
 
 
 def test_bad_lines_are_named_and_skipped_and_nothing_is_overwritten(make_record: MakeRecord, tmp_path: Path) -> None:

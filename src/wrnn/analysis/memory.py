@@ -70,7 +70,9 @@ def memory_span(
         core: any core; its output is what is read.
         input_size: I; each feature gets the number divided by I, so that their sum is the number.
         num_steps: length of the sequences, and of the past that is asked for.
-        num_sequences: half of them fit the readout; more than twice `num_steps` leaves no doubt of the fit.
+        num_sequences: half of them fit the readout. More than twice `num_steps` are enough where the state tells all
+            of them apart; where inputs lie on top of each other, many times the number of units that differ, else the
+            shares are too low.
         seed: of the numbers.
 
     Raises: ValueError for a size that makes no sense.

@@ -139,9 +139,9 @@ class _Fit:
         return several and float(strengths[0] / strengths.sum()) > 0.9
 
     def typical_frequency(self) -> float:
-        """Root mean square of the space frequencies, weighted by power."""
+        """Mean of the space frequencies, weighted by power."""
         weight_K = self.modes_CKT.abs().square().sum((0, 2))
-        return float(((weight_K * self.frequency_K.square()).sum() / weight_K.sum()).sqrt())
+        return float((weight_K * self.frequency_K).sum() / weight_K.sum())
 
     def shuffled(self, random: torch.Generator) -> Tensor:
         """What changes over time, with its steps in another order."""
