@@ -47,7 +47,7 @@ paper: install  ## every table and figure of the paper beside our runs, from res
 
 notebooks: install  ## render the notebook of waves into results/notebooks/ (installs the extra "notebooks")
 	$(IN)python -m pip install --quiet --constraint constraints.txt --editable '.[notebooks]'
-	cd notebooks && MPLBACKEND=agg ../$(IN)jupyter nbconvert --execute --to markdown --output-dir ../results/notebooks 02_looking_at_waves.ipynb
+	cd notebooks && ../$(IN)jupyter nbconvert --execute --to markdown --output-dir ../results/notebooks 02_looking_at_waves.ipynb
 
 bench: install  ## on the CPU, the paper's loop against ours at the sizes of all tasks; writes results/bench/
 	$(IN)python src/bench.py --device cpu --output results/bench/cpu.json $(ARGS)

@@ -93,6 +93,7 @@ def draw_state(axes: Axes, states: Tensor, label: str) -> None:
         states.cpu().float().numpy(), aspect="auto", origin="lower", cmap="gray_r",
         vmin=min(0.0, float(states.min())), vmax=largest or 1.0,
     )  # fmt: skip
+    axes.set_ylim(-0.5 - 0.02 * len(states), len(states) - 0.5)  # neuron 0, where inputs enter, is not on the frame
     axes.set_ylabel(label)
 
 

@@ -109,8 +109,8 @@ def markdown(paper: Paper) -> str:
         frame, same, cells = settings_frame(paper, name)
         parts.append(f"## {name}\n\n{table['caption']}; {same} of {cells} as published (quoted).\n\n{_table(frame)}")
     parts.append(
-        "## What was tried beside the published settings\n\nRuns that differ from an experiment in a few settings.\n\n"
-        + _table(variations_frame(paper))
+        "## What was tried beside the published settings\n\nRuns that differ from an experiment in up to three "
+        "settings.\n\n" + _table(variations_frame(paper))
     )
     if paper.waves:
         parts.append(
@@ -129,7 +129,10 @@ def markdown(paper: Paper) -> str:
             f"### {name}\n\n{caption}\n\n![{name}](figures/{file_name(name)}.png)\n"
             for name, caption in paper.pictures.items()
         ]
-    parts.append("## Runs\n\n" + _table(runs_frame(paper)))
+    parts.append(
+        "## Runs\n\nSteps a second under whatever else the machine did. A `+` at a commit: files differed from it.\n\n"
+        + _table(runs_frame(paper))
+    )
     return "\n".join(parts)
 
 

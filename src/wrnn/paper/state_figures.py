@@ -174,7 +174,7 @@ def figure_2(paper: Paper) -> tuple[Figure, str]:
 
 def figure_4(paper: Paper) -> tuple[Figure, str]:
     """Copy examples of the wRNN and the large iRNN."""
-    models = (("wRNN n=100, c=6", "wrnn_copy_t{}"), ("iRNN n=625", "irnn_copy_t{}_n625"))
+    models = (("wRNN\nn=100, c=6", "wrnn_copy_t{}"), ("iRNN\nn=625", "irnn_copy_t{}_n625"))
     return _copies(
         paper, models
     ), "Copy task, one test sequence a column, the first and the last steps of long ones. " + _COPY
@@ -182,7 +182,7 @@ def figure_4(paper: Paper) -> tuple[Figure, str]:
 
 def figure_16(paper: Paper) -> tuple[Figure, str]:
     """Copy examples of the small iRNN."""
-    return _copies(paper, (("iRNN n=100", "irnn_copy_t{}"),)), "The same for the iRNN with n = 100. " + _COPY
+    return _copies(paper, (("iRNN\nn=100", "irnn_copy_t{}"),)), "The same for the iRNN with n = 100. " + _COPY
 
 
 _COPY = "Rows: what should come out, and the probability that a model gives to each class. Black is 1."
@@ -326,7 +326,7 @@ def _copies(paper: Paper, models: Sequence[tuple[str, str]]) -> Figure:
                 continue
             with torch.no_grad():
                 read = model.core.read_every_step(model.inputs[None], model.readout)[0].softmax(-1)
-            _image(grid[row, column], _ends(read).T, f"{label}\nclass" if label else "")
+            _image(grid[row, column], _ends(read).T, label)
     for axes in grid[-1]:
         axes.set_xlabel("time step")
     return figure
