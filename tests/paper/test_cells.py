@@ -1,6 +1,7 @@
 """Which runs count for which published number, and what is said of them."""
 
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,18 @@ def verdict(experiments: Experiments, table: str, row: str, column: str, *record
     return found.verdict, found.remark
 
 
-def test_every_experiment_stands_for_a_published_number_and_for_one_only(experiments: Experiments) -> None:
+def test_every_experiment_stands_for_a_published_number_and_for_one_only(
+    experiments: Experiments, make_record: MakeRecord
+) -> None:
     assert set(NAMES) == set(experiments.names) - {"quickstart"}
     settings = [
         tuple(sorted((key, str(value)) for key, value in experiments.settings(n, "corrected").items())) for n in NAMES
     ]
     assert len(set(settings)) == len(NAMES)
+    for one, other in permutations(NAMES, 2):
+        cfg, wanted = (experiments.config(name, "corrected") for name in (one, other))
+        if (cfg.model.name, cfg.task.name) == (wanted.model.name, wanted.task.name):
+            assert deviations(experiments.settings(other, "corrected"), make_record(one)), (one, other)
 
 
 @pytest.mark.parametrize(

@@ -217,8 +217,11 @@ def start_name(node: Any) -> str:
 
 
 def deviations(expected: Mapping[str, Any], run: Record) -> dict[str, tuple[Any, Any]]:
-    """Settings in which a run differs, as (expected, found). A key that a run is too old to have is no difference."""
-    found = flat(run.settings)
+    """Settings in which a run differs, as (expected, found). A key that a run is too old to have is no difference.
+
+    A switch that is on is one: without the key it was off.
+    """
+    found = {key: False for key, value in expected.items() if value is True} | flat(run.settings)
     for key in ("limit_val_batches", "limit_test_batches"):
         if run.budget.get(key) is not None and (run.budget[key] != 1 or isinstance(run.budget[key], int)):
             found[f"trainer.{key}"] = run.budget[key]
