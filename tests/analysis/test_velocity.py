@@ -36,6 +36,10 @@ def test_a_wave_is_measured_within_two_percent(velocity: float, num_neurons: int
     assert wave.share > 0.5
 
 
+def test_a_measurement_is_never_exact() -> None:
+    assert velocities(moving(profile(64), 1.0, 256)).waves[0].uncertainty > 1e-4  # although all peaks are on the grid
+
+
 def test_two_waves_at_once() -> None:
     for num_neurons, num_steps in ((256, 784), (100, 250)):
         both = moving(profile(num_neurons, 0), 0.36, num_steps) + moving(profile(num_neurons, 1), 1.0, num_steps)
