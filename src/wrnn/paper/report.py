@@ -208,7 +208,7 @@ def cells_frame(paper: Paper, name: str) -> pd.DataFrame:
                 str(len(one.measured.runs)) if one.measured else "",
                 one.verdict + (f": {one.remark}" if one.remark else ""),
                 _band_words(one),
-                _shown(one, one.released),
+                _released(one),
                 " ".join(run.id[:6] for run in one.measured.runs) if one.measured else one.experiment,
             ]
         )
@@ -231,12 +231,14 @@ def cells_frame(paper: Paper, name: str) -> pd.DataFrame:
 def _shown(one: Answer, measured: Measured | None) -> str:
     if measured is None:
         return ""
-    reached = (
-        f" ({len(measured.numbers)} of {len(measured.values)} seeds)"
-        if len(measured.numbers) < len(measured.values)
-        else ""
-    )
-    return number(one.value(measured), one.cell.metric) + reached
+    reached, seeds = len(measured.numbers), len(measured.values)
+    return number(one.value(measured), one.cell.metric) + (f" ({reached} of {seeds} seeds)" if reached < seeds else "")
+
+
+def _released(one: Answer) -> str:
+    if one.released is None:
+        return ""
+    return f"{_shown(one, one.released)} (n={len(one.released.runs)}, {100 * one.released.share:.3g} %)"
 
 
 def _band_words(one: Answer) -> str:
