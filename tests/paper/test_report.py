@@ -100,7 +100,7 @@ def test_the_committed_report_is_that_of_the_committed_ledger(experiments: Exper
     found = book.load(ROOT / "results/ledger")
     assert not found.problems
     tables, waves = (ROOT / "results/paper.md").read_text().split("## Waves of trained models")
-    assert markdown(judge(found, experiments)).split("## Runs")[0].rstrip() == tables.rstrip()
+    assert markdown(judge(found, experiments)).split("\n## Figures\n")[0].rstrip() == tables.rstrip()
     assert all(one.id[:6] in waves for one in found.records)
     sizes = [path.stat().st_size for path in (ROOT / "results/ledger").rglob("*") if path.is_file()]
     assert sum(sizes) < 10 * 2**20 and max(sizes) < 2**20
