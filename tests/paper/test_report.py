@@ -79,6 +79,8 @@ def test_claims(make_record: MakeRecord, experiments: Experiments) -> None:
     never = [make_record("irnn_adding_t100", 0, share=0.5, solved_step=None)]
     fast = [make_record("wrnn_adding_t100", 0, solved_step=500)]
     assert states(*never, *fast)["Adding, T = 100"] == ("more than 60", "so far yes")
+    early = [make_record(f"{model}_psmnist", share=0.025, **{"test/accuracy": 0.9}) for model in ("wrnn", "irnn")]
+    assert states(*early)["psMNIST"] == ("+0.00", "not yet decidable")  # 3 of 120 epochs against 6.25 of 250
     three = [
         make_record(name, seed, **{"test/accuracy": value})
         for name, value in (("wrnn_smnist", 0.97), ("wrnn_smnist_random_u", 0.95), ("wrnn_smnist_dirac_u", 0.96))

@@ -16,7 +16,8 @@ class Claim:
         text, where: what the paper says, and where.
         wanted: the band in words.
         found: our number in words; empty where a run is missing.
-        state: `holds`, `does not hold`, `so far yes`, `so far no` or `not run`.
+        state: `holds`, `does not hold`, `so far yes`, `so far no`, `not run`, or `not yet decidable` where accuracies
+            after different numbers of epochs would be compared.
         basis: the experiments with seeds and share of the budget.
         needs: experiments that lack seeds or budget.
     """
@@ -40,6 +41,12 @@ def evaluate(claim: Mapping[str, Any], placed: Placed, experiments: Experiments)
     if all(found_runs):
         found, holds = _compare(kind, band, [one for one in found_runs if one], metric)
     state = ("holds" if holds else "does not hold") if not needs else ("so far yes" if holds else "so far no")
+    if (
+        needs
+        and kind in ("difference", "order")
+        and len({one.runs[0].budget["epochs"] for one in found_runs if one}) > 1
+    ):
+        state = "not yet decidable"
     return Claim(
         text=claim["text"],
         where=claim["where"],
