@@ -303,12 +303,11 @@ def variations_frame(paper: Paper) -> pd.DataFrame:
                     "budget": _budget(run),
                     "metric": metric,
                     "measured": number(_value(run, metric), metric),
+                    "solved at": _solved(run),
                     "run": run.id[:6],
                 }
             )
-    return pd.DataFrame(
-        rows, columns=["experiment", "preset", "seed", "differs in", "budget", "metric", "measured", "run"]
-    )
+    return pd.DataFrame(rows)
 
 
 def headline(run: Record) -> str:
@@ -319,6 +318,14 @@ def headline(run: Record) -> str:
 def _value(run: Record, metric: str) -> float | None:
     value = run.results.get(metric)
     return None if value is None else float(value) * scale_of(metric)
+
+
+def _solved(run: Record) -> str:
+    """The step at which a task that can be solved was, by which metric."""
+    if "solved_step" not in run.results:
+        return ""
+    watched = run.settings["task"]["monitor"]["solved_metric"]
+    return f"{number(run.results['solved_step'], 'solved_step')}, by {watched}"
 
 
 def _budget(run: Record) -> str:
@@ -346,6 +353,7 @@ def runs_frame(paper: Paper) -> pd.DataFrame:
                 "budget": _budget(run) + used,
                 "metric": metric,
                 "measured": number(_value(run, metric), metric),
+                "solved at": _solved(run),
                 "steps/s": "" if run.steps_per_second is None else f"{run.steps_per_second:.3g}",
                 "hardware": f"{run.hardware['gpu'] or run.hardware['cpu']}, threads: {run.hardware['threads']}",
                 "commit": " ".join(run.commits),
