@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 
 from conftest import CONF, ROOT, Compose, MakeRecord
@@ -13,6 +14,7 @@ from wrnn.paper import ledger as book
 from wrnn.paper.cells import Experiments, experiments_in
 from wrnn.paper.command import main
 from wrnn.paper.report import LEDGER_WORD, claims_frame, judge, markdown
+from wrnn.paper.state_figures import load
 from wrnn.training import train
 
 
@@ -96,6 +98,21 @@ def test_every_figure_is_drawn_also_where_nothing_was_run(tmp_path: Path, make_r
     drawn = {f"figure_{number:02d}.{ending}" for number in numbers for ending in ("png", "pdf")}
     assert {path.name for path in (tmp_path / "figures").iterdir()} == drawn
     assert all(f"![Figure {number}](figures/figure_{number:02d}.png)" in text for number in numbers)
+
+
+def test_damaged_weights_are_named_and_cost_their_panel_alone(
+    make_record: MakeRecord, experiments: Experiments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_record("wrnn_copy_t0", **{"test/cross_entropy": 1e-9})
+    book.append(tmp_path, run)
+    path = book.weights_path(tmp_path, run)
+    path.parent.mkdir()
+    for damaged in (b"PK half a file", None):
+        path.write_bytes(damaged) if damaged else torch.save({"core": {}}, path)
+        paper = judge(book.load(tmp_path), experiments)
+        assert load(paper, "wrnn_copy_t0") is None
+        assert f"weights/{run.id}.pt: skipped, not the weights of wrnn_copy_t0" in capsys.readouterr().err
+        assert len(paper.ledger.problems) == 1
 
 
 def test_the_committed_report_is_that_of_the_committed_ledger(experiments: Experiments) -> None:

@@ -105,12 +105,7 @@ class Answer:
 
     def value(self, measured: Measured | None) -> float | None:
         """The number to hold against the published one."""
-        if measured is None:
-            return None
-        if self.cell.pick == "mean":
-            return measured.mean
-        better = max if self.cell.higher_is_better else min
-        return better(measured.numbers, default=None)
+        return None if measured is None else number_of(self.cell, measured)
 
 
 class Experiments:
@@ -283,17 +278,19 @@ def _judge(cell: Cell, measured: Measured | None) -> tuple[Verdict, str]:
     return ("reproduced" if inside else "differs"), ""
 
 
+def number_of(cell: Cell, measured: Measured) -> float | None:
+    """The number to hold against a cell: the mean over seeds, or the best of them; None where there is none."""
+    if cell.pick == "mean":
+        return measured.mean
+    return (max if cell.higher_is_better else min)(measured.numbers, default=None)
+
+
 def within_band(cell: Cell, measured: Measured) -> bool:
     """Whether the measured number lies in the band; for a cell that was never reached, whether no seed got there."""
     if cell.published is None:
         return not measured.numbers
-    if cell.pick == "mean" and len(measured.numbers) < len(measured.values):
-        return False
-    if not measured.numbers:
-        return False
-    better = max if cell.higher_is_better else min
-    value = statistics.fmean(measured.numbers) if cell.pick == "mean" else better(measured.numbers)
-    return inside(value, cell.band)
+    value = number_of(cell, measured)
+    return value is not None and inside(value, cell.band)
 
 
 def inside(value: float, band: tuple[float | None, float | None]) -> bool:

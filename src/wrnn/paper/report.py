@@ -91,7 +91,7 @@ def markdown(paper: Paper) -> str:
     ]
     if paper.ledger.problems:
         lines = "\n".join(f"- {problem}" for problem in paper.ledger.problems)
-        parts.append(f"Lines of the ledger that were skipped:\n\n{lines}\n")
+        parts.append(f"What was skipped of the ledger:\n\n{lines}\n")
     parts.append("## Claims\n\n" + _table(claims_frame(paper.claims)))
     needed = [name for claim in paper.claims for name in claim.needs]
     if needed:

@@ -3,6 +3,7 @@
 The state before training is made anew from the run's settings and seed, so it needs no weights.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from wrnn.analysis.memory import memory_span
 from wrnn.analysis.onsets import decode_onsets
 from wrnn.analysis.spectrum import spectrum
 from wrnn.analysis.velocity import Waves, channel_velocities, velocities
+from wrnn.config import first_line
 from wrnn.cores.base import Core
 from wrnn.cores.wrnn import TravelingWaveRNN
 from wrnn.inits import Initializer, identity_, shift_, source_identity_
@@ -72,13 +74,21 @@ def _load(paper: Paper, experiment: str) -> Trained | None:
         return None
     metric, mode = headline(runs[0]), runs[0].settings["task"]["monitor"]["mode"]
     sign = 1 if mode == "max" else -1
-    best = max(runs, key=lambda run: (paper.experiments.share(experiment, run), sign * run.results[metric]))
-    kept = torch.load(weights_path(paper.ledger.folder, best), weights_only=True)
-    core, readout = _parts(paper, experiment, best.seed)
-    start, _ = _parts(paper, experiment, best.seed)
-    core.load_state_dict(kept["core"])
-    readout.load_state_dict(kept["readout"])
-    return Trained(best, core, readout, start, kept["inputs"], kept["target"])
+    runs.sort(key=lambda run: (paper.experiments.share(experiment, run), sign * run.results[metric]), reverse=True)
+    for run in runs:
+        path = weights_path(paper.ledger.folder, run)
+        core, readout = _parts(paper, experiment, run.seed)
+        start, _ = _parts(paper, experiment, run.seed)
+        try:
+            kept = torch.load(path, weights_only=True)
+            core.load_state_dict(kept["core"])
+            readout.load_state_dict(kept["readout"])
+            return Trained(run, core, readout, start, kept["inputs"], kept["target"])
+        except Exception as error:  # a file can be damaged in many ways
+            problem = f"weights/{path.name}: skipped, not the weights of {experiment} ({first_line(error)})"
+            paper.ledger.problems.append(problem)
+            print(f"warning: {paper.ledger.folder}/{problem}", file=sys.stderr)
+    return None
 
 
 def _parts(paper: Paper, experiment: str, seed: int) -> tuple[Core, nn.Module]:
