@@ -209,7 +209,7 @@ def _finish(figure: Figure, panels: Sequence[Axes]) -> Figure:
         for artist, label in zip(*axes.get_legend_handles_labels(), strict=True):
             named[str(label)] = artist
     labels = sorted(named, key=lambda label: (label.endswith("quoted"), label))
-    columns = min(max(len(labels), 1), 6)
+    columns = min(max(len(labels), 1), 6 if len(panels) > 1 else 2)
     figure.legend([named[label] for label in labels], labels, loc="outside lower center", ncols=columns, frameon=False)
     return figure
 

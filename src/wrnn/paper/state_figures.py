@@ -244,8 +244,8 @@ def figure_10(paper: Paper) -> tuple[Figure, str]:
 def figure_15(paper: Paper) -> tuple[Figure, str]:
     """A kernel per position: not built."""
     figure = Figure(figsize=(5.5, 1.5), layout="constrained")
-    _missing(figure.subplots())
-    return figure, "States of a locally connected network: not run; it needs a core with a kernel for each position."
+    _missing(figure.subplots(), "not built")
+    return figure, "States of a locally connected network: not built; it needs a core with a kernel for each position."
 
 
 _SIX = (
@@ -322,24 +322,27 @@ def _copies(paper: Paper, models: Sequence[tuple[str, str]]) -> Figure:
     for column, delay in enumerate(delays):
         found = [load(paper, name.format(delay)) for _, name in models]
         first = next((model for model in found if model), None)
+        wanted = None if first is None else nn.functional.one_hot(first.target, 10).float()
+        pictures = [wanted, *(None if model is None else _answer(model) for model in found)]
         grid[0, column].set_title(f"T = {delay}")
-        if first is None:
-            _missing(grid[0, column])
-        else:
-            wanted = nn.functional.one_hot(first.target, 10).float()
-            _image(grid[0, column], _ends(wanted).T, "target" if column == 0 else "")
-        for row, model in enumerate(found, start=1):
-            label = models[row - 1][0] if column == 0 else ""
-            if model is None:
-                _missing(grid[row, column])
-                grid[row, column].set_ylabel(label)
-                continue
-            with torch.no_grad():
-                read = model.core.read_every_step(model.inputs[None], model.readout)[0].softmax(-1)
-            _image(grid[row, column], _ends(read).T, label)
+        for axes, picture, label in zip(
+            grid[:, column], pictures, ["target", *(name for name, _ in models)], strict=True
+        ):
+            if picture is None:
+                _missing(axes)
+            else:
+                _image(axes, _ends(picture).T, "")
+                axes.set_yticks([0, 3, 6, 9])
+            axes.set_ylabel(f"{label}\nclass" if column == 0 else "")
     for axes in grid[-1]:
         axes.set_xlabel("time step")
     return figure
+
+
+@torch.no_grad()
+def _answer(model: Trained) -> Tensor:
+    """(T, classes): the probability of each class after every step."""
+    return model.core.read_every_step(model.inputs[None], model.readout)[0].softmax(-1)
 
 
 def _ends(sequence: Tensor, length: int = 60) -> Tensor:
@@ -370,6 +373,6 @@ def _spectrum(axes: Axes, states: Tensor, velocities: Sequence[float]) -> None:
     plots.draw_spectrum(axes, spectrum(states, normalize="shuffled"), velocities)
 
 
-def _missing(axes: Axes) -> None:
+def _missing(axes: Axes, why: str = "not run") -> None:
     axes.set(xticks=[], yticks=[])
-    axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center", va="center", color="0.4")
+    axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", color="0.4")
