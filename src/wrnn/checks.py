@@ -22,3 +22,11 @@ def within(name: str, value: float, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise ValueError(f"{name}={value!r}: must be a number in [{low}, {high}]")
     return value
+
+
+def positive(name: str, value: float, at_most: float = float("inf")) -> float:
+    """Return `value` if it is a number above 0 and at most `at_most`. Raises: ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= at_most:
+        limit = "" if at_most == float("inf") else f" and at most {at_most:g}"
+        raise ValueError(f"{name}={value!r}: must be a number above 0{limit}")
+    return value

@@ -93,6 +93,8 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     if plain.get("matmul_precision") == "highest":
         del plain["matmul_precision"]  # runs from before there was a choice stay what they were
     plain["trainer"] = {key: plain["trainer"].get(key) for key in _TRAINER_IDENTITY}
+    if cfg.trainer.get("gradient_clip_algorithm") == "value":
+        plain["trainer"]["gradient_clip_algorithm"] = "value"
     if not plain["model"].get("frozen"):
         plain["model"].pop("frozen", None)  # runs from before there was a choice stay what they were
     for how in ("recurrence", "store_every"):

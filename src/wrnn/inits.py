@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from wrnn.checks import one_of, within
+from wrnn.checks import one_of, whole_number, within
 
 
 @dataclass(frozen=True)
@@ -109,3 +109,14 @@ def normal_(weight: Tensor, std: float = 0.001) -> Tensor:
     if std < 0:
         raise ValueError(f"input_init.weight.std={std!r}: must be a number of at least 0")
     return nn.init.normal_(weight, std=std)
+
+
+@torch.no_grad()
+def chrono_(bias: Tensor, sequence_length: int | None) -> Tensor:
+    """Set the biases of gates that keep to log U(1, T - 1): units then forget after 1 to T steps.
+
+    Shape: any, changed in place and returned. Raises: ValueError for T below 3. Source: Tallec & Ollivier 2018.
+    """
+    whole_number("model.core.chrono=true: sequence_length", sequence_length, minimum=3)
+    assert sequence_length is not None
+    return bias.uniform_(1, sequence_length - 1).log_()

@@ -154,21 +154,44 @@ class SequenceModule(L.LightningModule):
         make = self.make_optimizer
         if self.device.type == "cuda" and isinstance(make, partial) and make.func in _FUSED:
             make = partial(make.func, *make.args, **{"fused": True, **make.keywords})
+        groups, scales = self._parameter_groups()
         try:
-            optimizer = make(self.parameters())
+            optimizer = make(groups)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"optimizer: {error}") from error
+        for group, scale in zip(optimizer.param_groups, scales, strict=True):
+            group["lr"] *= scale
         if self.schedule.scheduler is None:
             return optimizer
         make_scheduler = self.schedule.scheduler
         if isinstance(make_scheduler, partial) and make_scheduler.keywords.get("total_steps") == -1:
             make_scheduler = partial(make_scheduler, total_steps=self._steps_in_all())
+        if isinstance(make_scheduler, partial) and "max_lr" in make_scheduler.keywords:
+            peak = make_scheduler.keywords["max_lr"]
+            make_scheduler = partial(make_scheduler, max_lr=[peak * scale for scale in scales])
         try:
             scheduler = make_scheduler(optimizer)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"scheduler: {error}") from error
         schedule = {"scheduler": scheduler, "interval": self.schedule.interval, "frequency": self.schedule.frequency}
         return {"optimizer": optimizer, "lr_scheduler": {**schedule, "monitor": self.schedule.monitor}}
+
+    def _parameter_groups(self) -> tuple[list[dict[str, Any]], list[float]]:
+        """What the optimizer gets: all weights but those that the core wants apart, then these; and their rates' scales."""
+        groups: list[dict[str, Any]] = []
+        apart: set[nn.Parameter] = set()
+        scales = [1.0]
+        for group in self.core.parameter_groups():
+            decay = {} if group.weight_decay is None else {"weight_decay": group.weight_decay}
+            groups.append({"params": list(group.parameters), **decay})
+            scales.append(group.lr_scale)
+            apart |= set(group.parameters)
+        return [{"params": [weight for weight in self.parameters() if weight not in apart]}, *groups], scales
+
+    def optimizer_step(self, *arguments: Any, **more: Any) -> None:
+        """As Lightning's; then the core's weights are brought back into their range."""
+        super().optimizer_step(*arguments, **more)
+        self.core.constrain_()
 
     def _steps_in_all(self) -> int:
         """Optimizer steps of a budget in epochs; without a trainer any number will do to check them."""

@@ -21,7 +21,7 @@ class BiasStart:
 
 @dataclass
 class ModelConfig:
-    """A core with its readout, whether the core is left as it starts, and the starts that its paper uses.
+    """A core with its readout, what of the core is left as it starts, and the starts that its paper uses.
 
     A start that is null is the framework's default.
     """
@@ -29,7 +29,7 @@ class ModelConfig:
     name: str = MISSING
     core: Any = MISSING
     readout: Any = MISSING
-    frozen: bool = False
+    frozen: Any = False  # true, false, recurrence, input
     paper_init: Any = None
     paper_input_init: Any = None
     presets: dict[str, BiasStart] = field(

@@ -31,6 +31,7 @@ from wrnn import runs, wandb_logger
 from wrnn.callbacks.progress import RunRecord
 from wrnn.callbacks.saving import SolvedStep, WholeFileIO
 from wrnn.callbacks.stopping import GiveUp
+from wrnn.checks import one_of
 from wrnn.config import check, digest, first_line, identity
 from wrnn.cores.base import Core
 from wrnn.errors import ConfigError, Interrupted, OutOfMemory
@@ -82,7 +83,7 @@ def build(cfg: DictConfig) -> Parts:
     torch.manual_seed(cfg.seed)
     task: Task = _make("task.datamodule", cfg.task.datamodule)
     core: Core = _make("model.core", cfg.model.core, **_facts(cfg.model.core._target_, task))
-    core.requires_grad_(not cfg.model.get("frozen", False))
+    _freeze(core, cfg.model.get("frozen", False))
     readout: nn.Module = _make(
         "model.readout", cfg.model.readout, input_size=core.output_size, output_size=task.output_size
     )
@@ -96,6 +97,18 @@ def build(cfg: DictConfig) -> Parts:
     )
     module = SequenceModule(core, readout, objective, optimizer, schedule, seed=cfg.seed, identity=identity(cfg))
     return Parts(task, core, readout, objective, module)
+
+
+FROZEN = {"false": (False, False), "true": (True, True), "recurrence": (False, True), "input": (True, False)}
+"""What `model.frozen` may be, and whether that stops the input map and the recurrence from learning."""
+
+
+def _freeze(core: Core, frozen: bool | str) -> None:
+    stop_input, stop_recurrence = FROZEN[one_of("model.frozen", str(frozen).lower(), FROZEN)]
+    inputs = set(core.input_parameters())
+    for weight in core.parameters():
+        if stop_input if weight in inputs else stop_recurrence:
+            weight.requires_grad_(False)
 
 
 def _facts(target: str, task: Task) -> dict[str, int]:

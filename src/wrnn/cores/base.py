@@ -4,20 +4,43 @@ B batch, T time, I input features, O output features.
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from wrnn.checks import one_of
+from wrnn.recurrence import BACKENDS
+
 State = Tensor | tuple[Tensor, ...]
+LOOPS = (*BACKENDS, "compile")
+"""How a core without a kernel of its own may be told to compute: `reference` is the loop over `step`, `compile` the
+same loop over a step from `torch.compile`; every other word means the fastest form in plain torch."""
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Weights of a core that an optimizer treats apart.
+
+    Args:
+        parameters: those weights.
+        lr_scale: their learning rate as a multiple of the run's.
+        weight_decay: theirs; None is the run's.
+    """
+
+    parameters: tuple[nn.Parameter, ...]
+    lr_scale: float = 1.0
+    weight_decay: float | None = None
 
 
 class Core(nn.Module, ABC):
     """A recurrent core: state in, state out, nothing remembered between calls.
 
     A subclass implements `initial_state`, `step`, `output_size` and `state_size`; `forward` is the loop over `step`
-    until the subclass has a faster one that agrees with it. A core that sees whole sequences only (a convolution over
-    time) sets `whole_sequence` and implements `forward` instead of `step`.
+    until the subclass has a faster one that agrees with it. `LoopCore` is for a core whose inputs can be mapped for all
+    steps at once, `WholeSequenceCore` for one that has no step.
     """
 
     whole_sequence: ClassVar[bool] = False
@@ -38,6 +61,21 @@ class Core(nn.Module, ABC):
     def ring_shape(self) -> tuple[int, int] | None:
         """(channels, neurons per channel) where the output is a set of rings, else None."""
         return None
+
+    def input_parameters(self) -> Iterable[nn.Parameter]:
+        """The weights between the inputs and the recurrence, for `model.frozen`: those of `input_map`, if there is one.
+
+        All others are the recurrence.
+        """
+        encoder = getattr(self, "input_map", None)
+        return encoder.parameters() if isinstance(encoder, nn.Module) else ()
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Weights that want a learning rate or a decay of their own; all others have the optimizer's."""
+        return []
+
+    def constrain_(self) -> None:
+        """Bring weights back into their range; called after every step of the optimizer."""
 
     def check_device(self, device: torch.device) -> None:
         """Raise ValueError if the core is told to compute in a way that this device does not have."""
@@ -70,3 +108,75 @@ class Core(nn.Module, ABC):
         """
         read: Tensor = readout(self(inputs)[0])
         return read
+
+
+class LoopCore(Core):
+    """A core whose inputs are mapped for all steps at once, before the loop: step(x) = advance(drive(x)).
+
+    A subclass implements `initial_state`, `advance`, `output_size`, `state_size`, has an `input_map` or its own
+    `drive`, and `matrices` if its loop uses what is derived from weights; those are derived once a sequence.
+    """
+
+    recurrence: str = "auto"
+
+    def use(self, recurrence: str) -> None:
+        """Set how the loop is computed, one of LOOPS. Raises: ValueError for another word."""
+        self.recurrence = one_of("recurrence", recurrence, LOOPS)
+        self._compiled: Callable[..., Any] | None = None
+
+    def drive(self, inputs: Tensor) -> Tensor:
+        """What the inputs add to each step: (..., I) -> (..., D)."""
+        driven: Tensor = self.input_map(inputs)
+        return driven
+
+    def matrices(self) -> tuple[Tensor, ...]:
+        """What a step needs of the weights beyond the weights themselves."""
+        return ()
+
+    @abstractmethod
+    def advance(self, drive: Tensor, state: Any, *matrices: Tensor) -> tuple[Tensor, State]:
+        """One step from its drive (B, D): outputs (B, O) and the next state."""
+
+    def step(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+        """One time step: (B, I) and a state -> outputs (B, O) and the next state."""
+        return self.advance(self.drive(inputs), state, *self.matrices())
+
+    def forward(self, inputs: Tensor, state: State | None = None, *, last_only: bool = False) -> tuple[Tensor, State]:
+        """A whole sequence: inputs (B, T, I) -> outputs (B, T, O), or (B, O) with `last_only`; and the last state."""
+        if self.recurrence == "reference":
+            return super().forward(inputs, state, last_only=last_only)
+        if state is None:
+            state = self.initial_state(inputs.shape[0])
+        matrices, advance = self.matrices(), self._advance()
+        outputs = []
+        for drive_BD in self.drive(inputs).unbind(1):
+            output_BO, state = advance(drive_BD, state, *matrices)
+            if not last_only:
+                outputs.append(output_BO)
+        return (output_BO if last_only else torch.stack(outputs, dim=1)), state
+
+    def _advance(self) -> Callable[..., tuple[Tensor, State]]:
+        if self.recurrence != "compile":
+            return self.advance
+        if self._compiled is None:
+            self._compiled = torch.compile(self.advance)
+        return self._compiled
+
+
+class WholeSequenceCore(Core):
+    """A core that needs a sequence at once: it implements `forward`, carries nothing over and has no step."""
+
+    whole_sequence = True
+
+    @property
+    def state_size(self) -> int:
+        """Nothing is carried over."""
+        return 0
+
+    def initial_state(self, batch_size: int) -> tuple[Tensor, ...]:
+        """No state."""
+        return ()
+
+    def step(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+        """Raise NotImplementedError."""
+        raise NotImplementedError(f"{type(self).__name__} sees whole sequences only; call it on one")

@@ -1,0 +1,85 @@
+"""The coupled oscillatory RNN: damped oscillators, driven by the inputs and by each other.
+
+    z_t = z_{t-1} + Dt [tanh(W y_{t-1} + W' z_{t-1} + V x_t + b) - gamma y_{t-1} - epsilon z_{t-1}]
+    y_t = y_{t-1} + Dt z_t
+
+y: positions, z: velocities; the position takes the new velocity, as in the released code.
+Source: Rusch & Mishra 2021 and their released code.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from wrnn.checks import positive, within, whole_number
+from wrnn.cores.base import LoopCore
+
+# B batch, I input features, N oscillators
+
+
+class CoupledOscillators(LoopCore):
+    """A coRNN layer; the readout sees y. One map from (x, y, z) in the framework's default start.
+
+    Args:
+        input_size: I.
+        hidden_size: N.
+        time_step: Dt, above 0.
+        gamma: squared frequency of an oscillator, at least 0; fixed.
+        epsilon: its damping, at least 0; fixed.
+        recurrence: see `wrnn.cores.base.LOOPS`.
+
+    Raises: ValueError for a size or a number out of range.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int = 128,
+        time_step: float = 0.042,
+        gamma: float = 2.7,
+        epsilon: float = 4.7,
+        recurrence: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.use(recurrence)
+        whole_number("input_size", input_size)
+        self.hidden_size = whole_number("model.core.hidden_size", hidden_size)
+        self.time_step = positive("model.core.time_step", time_step)
+        self.gamma = within("model.core.gamma", gamma, 0, float("inf"))
+        self.epsilon = within("model.core.epsilon", epsilon, 0, float("inf"))
+        self.input_map = nn.Linear(input_size, hidden_size)
+        self.weight = nn.Parameter(torch.empty(hidden_size, 2 * hidden_size))
+        bound = (input_size + 2 * hidden_size) ** -0.5
+        for weight in self.parameters():
+            nn.init.uniform_(weight, -bound, bound)
+
+    @property
+    def output_size(self) -> int:
+        """N."""
+        return self.hidden_size
+
+    @property
+    def state_size(self) -> int:
+        """2N: y and z."""
+        return 2 * self.hidden_size
+
+    def initial_state(self, batch_size: int) -> tuple[Tensor, Tensor]:
+        """At rest: y and z, zeros (B, N)."""
+        zeros = self.weight.new_zeros(batch_size, self.hidden_size)
+        return zeros, zeros
+
+    def advance(
+        self, drive: Tensor, state: tuple[Tensor, Tensor], *matrices: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """One step; see `LoopCore`."""
+        y, z = state
+        force = torch.tanh(drive + torch.cat([y, z], dim=-1) @ self.weight.T)
+        return oscillate(force, y, z, self.time_step, self.gamma, self.epsilon)
+
+
+def oscillate(
+    force: Tensor, y: Tensor, z: Tensor, time_step: float, gamma: float, epsilon: float
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """One step of damped oscillators under a force, all of one shape: y, and (y, z)."""
+    z = z + time_step * (force - gamma * y - epsilon * z)
+    y = y + time_step * z
+    return y, (y, z)
