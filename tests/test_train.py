@@ -151,7 +151,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(compose_config: Compose, tmp_pa
 
 REFUSED = {
     "trainer.devices=2": r"trainer.devices=2: a run takes one device",
-    "model=wrn": r"Could not find 'model/wrn'.*irnn linear wrnn",
+    "model=wrn": r"Could not find 'model/wrn'.*irnn lem .*wrnn",
     "task.datamodule.dellay=3": "Key 'dellay' is not in struct",
     "task.datamodule.delay=-1": r"task\.datamodule\.delay=-1: must be a whole number of at least 0",
     "model.core.num_channels=2.5": r"model\.core\.num_channels=2\.5: must be a whole number of at least 1",
@@ -255,7 +255,7 @@ def test_help_is_short_and_does_not_load_torch(tmp_path: Path) -> None:
         assert subprocess.run(words, cwd=tmp_path).returncode == 0
     done = command("--help", cwd=tmp_path)
     assert done.returncode == 0 and len(done.stdout.splitlines()) < 40
-    assert "model: irnn, linear, wrnn" in done.stdout and "ckpt_path=last" in done.stdout
+    assert "model: antisymmetric, cornn, " in done.stdout and "ckpt_path=last" in done.stdout
 
 
 def test_a_callback_can_be_switched_off(compose_config: Compose, tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ class SequenceModule(L.LightningModule):
             make = partial(make.func, *make.args, **{"fused": True, **make.keywords})
         groups, scales = self._parameter_groups()
         try:
-            optimizer = make(groups)
+            optimizer = make(groups)  # type: ignore[arg-type]  # all take groups
         except (TypeError, ValueError) as error:
             raise ConfigError(f"optimizer: {error}") from error
         for group, scale in zip(optimizer.param_groups, scales, strict=True):
@@ -177,7 +177,7 @@ class SequenceModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {**schedule, "monitor": self.schedule.monitor}}
 
     def _parameter_groups(self) -> tuple[list[dict[str, Any]], list[float]]:
-        """What the optimizer gets: all weights but those that the core wants apart, then these; and their rates' scales."""
+        """Groups for the optimizer, those that the core wants apart after all others; and the scales of their rates."""
         groups: list[dict[str, Any]] = []
         apart: set[nn.Parameter] = set()
         scales = [1.0]

@@ -4,9 +4,9 @@
     plain: h_t = h_{t-1} + epsilon tanh(A h_{t-1} + V x_t + b)
     gated: h_t = h_{t-1} + epsilon z_t tanh(A h_{t-1} + V x_t + b)      z_t = sigma(A h_{t-1} + V_z x_t + b_z)
 
-The real parts of A's eigenvalues are all -gamma; the Euler step itself grows by about epsilon^2 |eigenvalue|^2 / 2 where
-gamma is 0. W is kept as its strict upper triangle. Both gate and candidate use the same A.
-Source: Chang et al. 2019; no code is released. gamma, epsilon and the spread of W were searched, their best are unknown.
+The real parts of A's eigenvalues are all -gamma; the Euler step itself grows by about epsilon^2 |eigenvalue|^2 / 2 a
+step where gamma is 0. W is kept as its strict upper triangle. Both gate and candidate use the same A.
+Source: Chang et al. 2019; no code is released. gamma, epsilon and the spread of W were searched, the best are unknown.
 """
 
 import torch

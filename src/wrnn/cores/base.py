@@ -126,7 +126,8 @@ class LoopCore(Core):
 
     def drive(self, inputs: Tensor) -> Tensor:
         """What the inputs add to each step: (..., I) -> (..., D)."""
-        driven: Tensor = self.input_map(inputs)
+        encoder = self.get_submodule("input_map")
+        driven: Tensor = encoder(inputs)
         return driven
 
     def matrices(self) -> tuple[Tensor, ...]:

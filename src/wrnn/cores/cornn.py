@@ -10,7 +10,7 @@ Source: Rusch & Mishra 2021 and their released code.
 import torch
 from torch import Tensor, nn
 
-from wrnn.checks import positive, within, whole_number
+from wrnn.checks import positive, whole_number, within
 from wrnn.cores.base import LoopCore
 
 # B batch, I input features, N oscillators

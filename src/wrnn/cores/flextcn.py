@@ -2,7 +2,8 @@
 
     block: x -> ReLU(skip(x) + f(f(x)))        f: FlexConv, BatchNorm, ReLU, dropout
     FlexConv kernel at p in [-1, 1]: psi(p) exp(-(p - mu)^2 / 2 sigma^2); p = 1 is the current step
-    psi: e_0 = g_0, e_l = g_l (A_l e_{l-1} + a_l), A e + a      g_l(p) = exp(-(gamma_l (p - mu_l))^2 / 2) sin(w_l p + b_l)
+    psi: e_0 = g_0, e_l = g_l (A_l e_{l-1} + a_l), A e + a
+    g_l(p) = exp(-(gamma_l (p - mu_l))^2 / 2) sin(w_l p + b_l)
 
 Where the window is below 0.1 the kernel is cut off. Not recurrent: the reference of the paper's Table 2 for what a
 whole sequence at once is worth.
@@ -110,7 +111,7 @@ class FlexConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(output_size))
         self.window = nn.Parameter(torch.tensor([1.0, 0.075]))  # mu, sigma
         with torch.no_grad():
-            self.out.weight *= input_size**-0.5  # each output is a sum over I inputs
+            self.out.weight.mul_(input_size**-0.5)  # each output is a sum over I inputs
 
     def kernel(self, steps: int) -> Tensor:
         """(O, I, T), the current step last, 0 where it is cut off."""
@@ -131,7 +132,9 @@ class FlexConv(nn.Module):
         """See the class."""
         steps = features.shape[-1]
         kernel_OIT = self.kernel(steps).flip(-1)
-        spectrum = torch.einsum("bif,oif->bof", torch.fft.rfft(features, 2 * steps), torch.fft.rfft(kernel_OIT, 2 * steps))
+        spectrum = torch.einsum(
+            "bif,oif->bof", torch.fft.rfft(features, 2 * steps), torch.fft.rfft(kernel_OIT, 2 * steps)
+        )
         return torch.fft.irfft(spectrum, 2 * steps)[..., :steps] + self.bias[:, None]
 
 
@@ -146,7 +149,7 @@ class _Gabor(nn.Module):
         self.weight = nn.Parameter(torch.empty(size).uniform_(-1, 1))
         self.bias = nn.Parameter(torch.empty(size).uniform_(-math.pi, math.pi))
         with torch.no_grad():
-            self.weight *= self.scale * frequency / 2
+            self.weight.mul_(self.scale * frequency / 2)
 
     def forward(self, position: Tensor) -> Tensor:
         envelope = torch.exp(-0.5 * (self.scale * (position - self.center)).square())

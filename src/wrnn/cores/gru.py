@@ -53,16 +53,17 @@ class GRU(Core):
         self.recurrence = one_of("recurrence", recurrence, LOOPS)
         self.cells = nn.GRU(input_size, hidden_size, batch_first=True)
         keep_one_bias_(self.cells, biases == "two")
-        _, keep, _ = self.cells.bias_ih_l0.detach().chunk(3)
+        bias = self.cells.all_weights[0][2].detach()
+        _, keep, _ = bias.chunk(3)
         if forget_bias is not None:
             keep.fill_(forget_bias)
         if chrono:
-            self.cells.bias_ih_l0.detach().zero_()
+            bias.zero_()
             chrono_(keep, sequence_length)
 
     def input_parameters(self) -> Iterable[nn.Parameter]:
         """W alone; see `Core`."""
-        return [self.cells.weight_ih_l0]
+        return self.cells.all_weights[0][:1]
 
     @property
     def output_size(self) -> int:
@@ -76,13 +77,13 @@ class GRU(Core):
 
     def initial_state(self, batch_size: int) -> Tensor:
         """Silence: zeros (B, N)."""
-        return self.cells.weight_hh_l0.new_zeros(batch_size, self.hidden_size)
+        return self.cells.all_weights[0][1].new_zeros(batch_size, self.hidden_size)
 
     def step(self, inputs: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """One step: (B, I) and (B, N) -> outputs and state, both (B, N)."""
         assert isinstance(state, Tensor)
-        driven = inputs @ self.cells.weight_ih_l0.T + self.cells.bias_ih_l0
-        around = state @ self.cells.weight_hh_l0.T + self.cells.bias_hh_l0
+        input_weight, weight, input_bias, bias = self.cells.all_weights[0]
+        driven, around = inputs @ input_weight.T + input_bias, state @ weight.T + bias
         (r, z, n), (r_h, z_h, n_h) = driven.chunk(3, dim=-1), around.chunk(3, dim=-1)
         z = torch.sigmoid(z + z_h)
         state_BN = (1 - z) * torch.tanh(n + torch.sigmoid(r + r_h) * n_h) + z * state

@@ -3,8 +3,8 @@
     a_t = W x_t + b        h_t = ReLU(a_t + u h_{t-1})        |u| <= 5^(1/T)
 
 After each layer: normalisation over batch and time, then dropout with one mask for all steps.
-In training the statistics are those of all steps of a batch, so only whole sequences are meant; in evaluation those that
-were learned, and a step at a time gives the same.
+In training the statistics are those of all steps of a batch, so only whole sequences are meant; in evaluation those
+that were learned, and a step at a time gives the same.
 Source: Li et al. 2018 and their released code for pixel MNIST.
 """
 
@@ -27,8 +27,8 @@ class IndependentRNN(Core):
         hidden_size: N, in every layer.
         num_layers: how many.
         dropout: share of units that are off in training, in [0, 1).
-        last_layer_init: `broken` starts u of the last layer like the others, at U(0, 5^(1/T)), as the released code does;
-            `intended` at U(5^(-1/T), 5^(1/T)), as it was meant to.
+        last_layer_init: `broken` starts u of the last layer like the others, at U(0, 5^(1/T)), as the released code
+            does; `intended` at U(5^(-1/T), 5^(1/T)), as it was meant to.
 
     Raises: ValueError for a size or a choice that makes no sense.
     """
@@ -50,10 +50,11 @@ class IndependentRNN(Core):
         self.dropout = within("model.core.dropout", dropout, 0, 0.999)
         one_of("model.core.last_layer_init", last_layer_init, ("broken", "intended"))
         sizes = [input_size] + [hidden_size] * (num_layers - 1)
-        self.maps = nn.ModuleList(nn.Linear(size, hidden_size) for size in sizes)
+        maps = [nn.Linear(size, hidden_size) for size in sizes]
+        self.maps = nn.ModuleList(maps)
         self.norms = nn.ModuleList(nn.BatchNorm1d(hidden_size) for _ in sizes)
         self.weights = nn.ParameterList(torch.empty(hidden_size) for _ in sizes)
-        for linear, u in zip(self.maps, self.weights, strict=True):
+        for linear, u in zip(maps, self.weights, strict=True):
             nn.init.kaiming_uniform_(linear.weight, a=8)
             nn.init.zeros_(linear.bias)
             nn.init.uniform_(u, 0, self.limit)
@@ -65,7 +66,7 @@ class IndependentRNN(Core):
         return list(self.maps[0].parameters())
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """u and biases never decay."""
+        """U and biases never decay."""
         biases = [weight for name, weight in self.named_parameters() if name.endswith("bias")]
         return [ParameterGroup((*self.weights, *biases), weight_decay=0.0)]
 

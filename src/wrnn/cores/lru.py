@@ -62,7 +62,7 @@ class LinearRecurrentUnit(Layer):
         self.skip = nn.Parameter(torch.randn(hidden_size))
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """lambda and gamma learn slowly and never decay."""
+        """Lambda and gamma learn slowly and never decay."""
         return [ParameterGroup((self.nu, self.theta, self.gamma), self.slow_lr_scale, weight_decay=0.0)]
 
     @property

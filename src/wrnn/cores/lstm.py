@@ -52,17 +52,17 @@ class LSTM(Core):
         self.recurrence = one_of("recurrence", recurrence, LOOPS)
         self.cells = nn.LSTM(input_size, hidden_size, batch_first=True)
         keep_one_bias_(self.cells, biases == "two")
-        _, forget, _, _ = self.cells.bias_ih_l0.detach().chunk(4)
+        bias = self.cells.all_weights[0][2].detach()
+        new, forget, _, _ = bias.chunk(4)
         if forget_bias is not None:
             forget.fill_(forget_bias)
         if chrono:
-            self.cells.bias_ih_l0.detach().zero_()
-            chrono_(forget, sequence_length)
-            self.cells.bias_ih_l0.detach()[:hidden_size] = -forget
+            bias.zero_()
+            new.copy_(-chrono_(forget, sequence_length))
 
     def input_parameters(self) -> Iterable[nn.Parameter]:
         """W alone; see `Core`."""
-        return [self.cells.weight_ih_l0]
+        return self.cells.all_weights[0][:1]
 
     @property
     def output_size(self) -> int:
@@ -76,14 +76,14 @@ class LSTM(Core):
 
     def initial_state(self, batch_size: int) -> tuple[Tensor, Tensor]:
         """Silence: h and c, zeros (B, N)."""
-        zeros = self.cells.weight_hh_l0.new_zeros(batch_size, self.hidden_size)
+        zeros = self.cells.all_weights[0][1].new_zeros(batch_size, self.hidden_size)
         return zeros, zeros
 
     def step(self, inputs: Tensor, state: State) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """One step: (B, I) and (h, c), each (B, N) -> h and (h, c)."""
         h, c = state
-        cells = self.cells
-        gates = inputs @ cells.weight_ih_l0.T + h @ cells.weight_hh_l0.T + cells.bias_ih_l0 + cells.bias_hh_l0
+        input_weight, weight, bias, more = self.cells.all_weights[0]
+        gates = inputs @ input_weight.T + h @ weight.T + bias + more
         i, f, g, o = gates.chunk(4, dim=-1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         h = torch.sigmoid(o) * torch.tanh(c)
@@ -100,7 +100,7 @@ class LSTM(Core):
 
 def keep_one_bias_(cells: nn.RNNBase, second: bool) -> None:
     """Start the second bias vector at 0; without `second` it stays there and is no parameter."""
-    zeros = torch.zeros_like(cells.bias_hh_l0.detach())
+    zeros = torch.zeros_like(cells.all_weights[0][3].detach())
     if second:
         cells.bias_hh_l0 = nn.Parameter(zeros)
         return

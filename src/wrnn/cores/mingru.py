@@ -2,7 +2,8 @@
 
     z = sigma(W_z u_t)        h_t = (1 - z) h_{t-1} + z g(W_h u_t)        g(v) = v + 1/2 for v >= 0, else sigma(v)
 
-g keeps candidates positive, as the logarithmic form of the paper asks. Input-dependent forgetting without a nonlinear loop.
+g keeps candidates positive, as the logarithmic form of the paper asks. The inputs say what is forgotten, without a
+nonlinear loop.
 Source: Feng et al. 2024; the equations as in its public re-implementations.
 """
 

@@ -1,9 +1,9 @@
-"""Shift registers: a wave without a ring, a nonlinearity or channels that mix; inputs move one place a step and fall off.
+"""Shift registers: a wave without ring, nonlinearity or mixing channels; inputs move one place a step and fall off.
 
     s_t = S s_{t-1} + B u_t        S: one place down, nothing enters at the top
 
-`ShiftRegister` shows all places to the readout. `ShiftFilter` reads y_t = <C, s_t> + D u_t, the shift SSM of H3: a filter
-as long as the register.
+`ShiftRegister` shows all places to the readout. `ShiftFilter` reads y_t = <C, s_t> + D u_t, the shift SSM of H3: a
+filter as long as the register.
 Source: Fu et al. 2023 (H3) and their released code.
 """
 
@@ -128,9 +128,9 @@ class ShiftFilter(Layer):
         tail = torch.fft.irfft(old, n=length)[..., 1 : min(steps, size - 1) + 1]
         read = read + nn.functional.pad(tail, (0, steps - tail.shape[-1])).transpose(1, 2)
         recent = features[:, -size:].flip(1).transpose(1, 2)  # newest first
-        last = torch.fft.irfft(
-            torch.fft.rfft(recent, n=length) * torch.fft.rfft(self.inner, n=length), n=length
-        )[..., :size]
+        last = torch.fft.irfft(torch.fft.rfft(recent, n=length) * torch.fft.rfft(self.inner, n=length), n=length)[
+            ..., :size
+        ]
         kept = nn.functional.pad(state, (min(steps, size), 0))[..., :size]
         return read + self.skip * features, last + kept
 

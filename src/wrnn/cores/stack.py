@@ -4,7 +4,7 @@
 
 A linear recurrence alone cannot multiply two inputs, so it cannot add marked numbers; it can copy. `block=none` is the
 recurrence alone, the control; `block=glu` the model that papers train.
-Source: the block of Orvieto et al. 2023 and Gu et al. 2022, with LayerNorm for BatchNorm, so that one step needs no batch.
+Source: the block of Orvieto et al. 2023 and Gu et al. 2022, with LayerNorm for BatchNorm: a step needs no batch.
 """
 
 from abc import ABC, abstractmethod
@@ -152,9 +152,10 @@ class Block(nn.Module):
 
 
 def causal_filter(features: Tensor, kernel: Tensor) -> Tensor:
-    """y_t = sum_l kernel_l features_{t-l}, each feature by its own kernel, through the FFT: (B, T, H), (H, L) -> (B, T, H).
+    """Filter each feature by its own kernel through the FFT, y_t = sum_l kernel_l features_{t-l}.
 
-    The values round like those of an FFT: to about 1e-7 of the largest in float32.
+    Shape: features (B, T, H), kernel (H, L) -> (B, T, H). Values round to about 1e-7 of the largest
+    in float32, as those of an FFT do.
     """
     steps = features.shape[1]
     size = 2 * steps

@@ -48,10 +48,11 @@ class UndampedOscillators(Core):
         self.alpha = within("model.core.alpha", alpha, 0, float("inf"))
         self.dropout = within("model.core.dropout", dropout, 0, 0.999)
         sizes = [input_size] + [hidden_size] * (num_layers - 1)
-        self.maps = nn.ModuleList(nn.Linear(size, hidden_size) for size in sizes)
+        maps = [nn.Linear(size, hidden_size) for size in sizes]
+        self.maps = nn.ModuleList(maps)
         self.weights = nn.ParameterList(torch.rand(hidden_size) for _ in sizes)
         self.kappas = nn.ParameterList(torch.empty(hidden_size).uniform_(-0.1, 0.1) for _ in sizes)
-        for linear in self.maps:
+        for linear in maps:
             nn.init.kaiming_uniform_(linear.weight, a=8)
             nn.init.zeros_(linear.bias)
 

@@ -3,8 +3,8 @@
     f = sigma(P_f + b)        r = sigma(P_r - b)        g = 2 r f + (1 - 2 r) f^2
     c_t = g c_{t-1} + (1 - g) tanh(P_c)                 h_t = sigma(P_o) tanh(c_t)
 
-P: affine maps of x_t and h_{t-1}; b = logit(u), u ~ U(1/N, 1 - 1/N). The refine gate moves f up to 1 - (1 - f)^2 (r = 1)
-or down to f^2 (r = 0), so that a gate that has saturated still learns.
+P: affine maps of x_t and h_{t-1}; b = logit(u), u ~ U(1/N, 1 - 1/N). The refine gate moves f up to 1 - (1 - f)^2
+(r = 1) or down to f^2 (r = 0), so that a gate that has saturated still learns.
 Source: Gu et al. 2020, equations and start of b. The start of the weights, U(+- 1 / sqrt(N)), is not confirmed: no
 training code is released.
 """

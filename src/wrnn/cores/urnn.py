@@ -20,7 +20,9 @@ from wrnn.cores.base import LoopCore
 
 
 class UnitaryRNN(LoopCore):
-    """A uRNN layer. Phases start at U(-pi, pi), b at U(+- 0.01), the first state at U(+- sqrt(3 / 2N)), the rest Glorot-uniform.
+    """A uRNN layer.
+
+    Phases start at U(-pi, pi), b at U(+- 0.01), the first state at U(+- sqrt(3 / 2N)), the rest Glorot-uniform.
 
     Args:
         input_size: I.
@@ -83,5 +85,5 @@ class UnitaryRNN(LoopCore):
 
 
 def reflect(state: Tensor, direction: Tensor) -> Tensor:
-    """h - 2 v (v* h): (B, N) and a v of norm 1, both complex."""
+    """Mirror h, h - 2 v (v* h): (B, N) and a v of norm 1, both complex."""
     return state - 2 * (state @ direction.conj())[:, None] * direction

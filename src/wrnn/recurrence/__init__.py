@@ -12,4 +12,12 @@ from wrnn.recurrence.linear import linear_recurrence
 from wrnn.recurrence.ops import choose
 from wrnn.recurrence.reference import NONLINEARITIES
 
-__all__ = ["BACKENDS", "NONLINEARITIES", "Sequence", "choose", "dense_recurrence", "linear_recurrence", "ring_recurrence"]
+__all__ = [
+    "BACKENDS",
+    "NONLINEARITIES",
+    "Sequence",
+    "choose",
+    "dense_recurrence",
+    "linear_recurrence",
+    "ring_recurrence",
+]

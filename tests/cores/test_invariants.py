@@ -1,0 +1,214 @@
+"""What each system is known for: norms kept, eigenvalues where they should be, gates in their range, exact inverses."""
+
+import math
+
+import pytest
+import torch
+
+from wrnn.cores.antisymmetric import AntisymmetricRNN
+from wrnn.cores.cornn import CoupledOscillators
+from wrnn.cores.exprnn import ExponentialRNN
+from wrnn.cores.flextcn import FlexTCN
+from wrnn.cores.incremental import IncrementalRNN
+from wrnn.cores.indrnn import IndependentRNN
+from wrnn.cores.lem import LongExpressiveMemory
+from wrnn.cores.lipschitz import LipschitzRNN
+from wrnn.cores.locally_connected import LocallyConnectedRNN
+from wrnn.cores.nwm import NeuralWaveMachine
+from wrnn.cores.unicornn import back, forth
+from wrnn.cores.ur_lstm import URLSTM, refined
+from wrnn.cores.urnn import UnitaryRNN
+from wrnn.cores.wrnn import TravelingWaveRNN
+from wrnn.inits import Initializer
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def fill(core: torch.nn.Module, value: float) -> None:
+    with torch.no_grad():
+        for weight in core.parameters():
+            weight.fill_(value)
+
+
+def test_the_recurrence_of_a_urnn_is_unitary() -> None:
+    core = UnitaryRNN(1, 33).double()
+    whole = core.rotate(torch.eye(33, dtype=torch.complex128), *core.matrices()).T
+    torch.testing.assert_close(whole @ whole.conj().T, torch.eye(33, dtype=torch.complex128))
+    state = torch.randn(4, 33, dtype=torch.complex128)
+    torch.testing.assert_close(core.rotate(state, *core.matrices()), state @ whole.T)
+    single = UnitaryRNN(1, 128)
+    state = torch.randn(4, 128, dtype=torch.complex64)
+    after = single.rotate(state, *single.matrices())
+    torch.testing.assert_close(after.norm(dim=1), state.norm(dim=1), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("start", ["cayley", "henaff"])
+@pytest.mark.parametrize("size", [12, 13])
+def test_the_recurrence_of_an_exprnn_is_orthogonal_and_starts_as_rotations(start: str, size: int) -> None:
+    core = ExponentialRNN(1, size, start=start)
+    angles = core.upper.detach()[core.upper != 0]
+    assert len(angles) == size // 2
+    (rotation,) = core.matrices()
+    torch.testing.assert_close(rotation @ rotation.T, torch.eye(size), rtol=0, atol=1e-5)
+    found = torch.linalg.eigvals(rotation.detach()).angle().abs().sort().values
+    expected = torch.cat([angles.abs(), angles.abs(), torch.zeros(size % 2)]).sort().values
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_an_antisymmetric_rnn_has_all_eigenvalues_on_one_line(gated: bool) -> None:
+    core = AntisymmetricRNN(2, 20, gated=gated, diffusion=0.03).double()
+    eigenvalues = torch.linalg.eigvals(core.matrices()[0].detach())
+    torch.testing.assert_close(eigenvalues.real, torch.full((20,), -0.03, dtype=torch.float64))
+
+
+def test_a_lipschitz_rnn_at_beta_1_is_skew_and_without_its_linear_part_an_antisymmetric_one() -> None:
+    core = LipschitzRNN(2, 10, beta=1.0, gamma=0.2, weight_scale=3, step_size=0.1).double()
+    for matrix in core.matrices():
+        assert torch.equal(matrix + matrix.T, -0.4 * torch.eye(10, dtype=torch.float64))
+    other = AntisymmetricRNN(2, 10, diffusion=0.2, step_size=0.1).double()
+    with torch.no_grad():
+        core.linear.zero_()
+        row, column = torch.triu_indices(10, 10, 1)
+        other.upper.copy_((core.weight - core.weight.T)[row, column])
+        other.input_map.load_state_dict(core.input_map.state_dict())
+    inputs = torch.randn(3, 6, 2, dtype=torch.float64)
+    core.gamma, (_, weight) = 0.0, core.matrices()  # the linear part is -gamma I alone now
+    core.matrices = lambda: (torch.zeros_like(weight), weight)
+    torch.testing.assert_close(core(inputs)[0], other(inputs)[0])
+
+
+def test_oscillators_without_springs_or_friction_drift() -> None:
+    core = CoupledOscillators(1, 4, time_step=0.1, gamma=0, epsilon=0)
+    fill(core, 0)
+    start = torch.zeros(1, 4), torch.tensor([[1.0, 2, 3, -1]])
+    outputs, (y, z) = core(torch.randn(1, 50, 1), start)
+    assert torch.equal(z, start[1])
+    torch.testing.assert_close(y, 50 * 0.1 * start[1])
+    torch.testing.assert_close(outputs[:, 24], 25 * 0.1 * start[1])
+
+
+@pytest.mark.parametrize("coupling", ["torus", "rings", "uncoupled"])
+def test_an_nwm_is_a_cornn_whose_couplings_go_round(coupling: str) -> None:
+    options = {"time_step": 0.1, "gamma": 1.5, "epsilon": 0.5}
+    machine = NeuralWaveMachine(2, 9, coupling=coupling, **options).double()
+    dense = CoupledOscillators(2, 9, **options).double()
+    weight = torch.zeros(9, 2, 3, 3, dtype=torch.float64)
+    taps = machine.kernel.detach()[0]  # on z, on y
+    height, width = taps.shape[1:]
+    for unit in range(9):
+        for source, tap in ((1, taps[0]), (0, taps[1])):  # the dense matrix is on (y, z)
+            for up in range(height):
+                for right in range(width):
+                    at = (unit // 3 + up - height // 2) % 3, (unit % 3 + right - width // 2) % 3
+                    weight[(unit, source, *at)] += tap[up, right]
+    with torch.no_grad():
+        dense.weight.copy_(weight.flatten(1))
+        dense.input_map.weight.copy_(machine.input_map.weight)
+        dense.input_map.bias.copy_(machine.input_map.bias + machine.bias.sum())
+    inputs = torch.randn(2, 7, 2, dtype=torch.float64)
+    torch.testing.assert_close(machine(inputs)[0], dense(inputs)[0])
+
+
+def test_the_gates_of_a_lem_freeze_it_or_overwrite_it() -> None:
+    core = LongExpressiveMemory(1, 5).double()
+    size, inputs = 5, torch.randn(2, 1, 1, dtype=torch.float64)
+    start = torch.randn(2, 5, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
+    with torch.no_grad():
+        core.input_map.bias[: 2 * size] = -1e6
+        _, (y, z) = core(inputs, start)
+        assert torch.equal(y, start[0]) and torch.equal(z, start[1])
+        core.input_map.bias[: 2 * size] = 1e6
+        _, (y, z) = core(inputs, start)
+        drive = core.input_map(inputs[:, 0])
+        expected_z = torch.tanh(start[0] @ core.weight_from_y[2 * size :].T + drive[:, 2 * size : 3 * size])
+        torch.testing.assert_close(z, expected_z)
+        torch.testing.assert_close(y, torch.tanh(z @ core.weight_from_z.T + drive[:, 3 * size :]))
+
+
+def test_a_refined_gate_stays_in_its_range_and_starts_over_all_time_scales() -> None:
+    f, r = torch.rand(2, 1000).double()
+    gate = refined(f, r)
+    assert (gate >= f**2 - 1e-12).all() and (gate <= 1 - (1 - f) ** 2 + 1e-12).all()
+    torch.testing.assert_close(refined(f, torch.full_like(f, 0.5)), f)
+    torch.testing.assert_close(refined(f, torch.zeros_like(f)), f**2)
+    core = URLSTM(1, 2000)
+    forget, refine = core.input_map.bias.detach().sigmoid()[:4000].chunk(2)
+    expected = (torch.arange(2000) + 0.5) / 2000
+    assert (forget.sort().values - expected).abs().max() < 0.05  # Kolmogorov-Smirnov at 2000: 0.04 is one in 400
+    torch.testing.assert_close(refine, 1 - forget)
+    assert (URLSTM(1, 9, refine_bias="none").input_map.bias[9:18] == 0).all()
+
+
+def test_a_unicornn_step_can_be_undone() -> None:
+    y, z, drive = torch.randn(3, 4, 7, dtype=torch.float64)
+    w, step = torch.rand(2, 7, dtype=torch.float64)
+    now = y, z
+    for _ in range(20):
+        now = forth(*now, drive, w, 0.1 * step, 13.0)
+    for _ in range(20):
+        now = back(*now, drive, w, 0.1 * step, 13.0)
+    torch.testing.assert_close(now, (y, z), rtol=1e-9, atol=1e-9)
+
+
+def test_an_indrnn_is_kept_within_its_limit() -> None:
+    core = IndependentRNN(1, sequence_length=784, hidden_size=50, num_layers=3)
+    assert core.limit == pytest.approx(1.00205, abs=1e-5)
+    assert all(0 <= u.min() and u.max() <= core.limit for u in core.weights)
+    with torch.no_grad():
+        core.weights[1].fill_(-3)
+    core.constrain_()
+    assert (core.weights[1] == -core.limit).all()
+    intended = IndependentRNN(1, 784, 50, last_layer_init="intended").weights[-1]
+    assert 1 / core.limit <= intended.min() and intended.max() <= core.limit
+
+
+def test_one_dropout_mask_serves_all_steps() -> None:
+    core = IndependentRNN(1, sequence_length=30, hidden_size=40, num_layers=1, dropout=0.5).train()
+    core.maps[0].weight.detach().abs_()  # no unit is silent of itself
+    outputs, _ = core(torch.rand(5, 30, 1))
+    off = (outputs == 0).all(1)
+    assert torch.equal(off, (outputs == 0).any(1)) and 0.3 < off.float().mean() < 0.7
+
+
+def test_at_its_balance_an_incremental_rnn_turns_its_past_around() -> None:
+    core = IncrementalRNN(1, 4, num_increments=60, rank=2, input_rank=1).double()
+    with torch.no_grad():
+        core.eta.fill_(0.5)
+    state = torch.randn(1, 4, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(lambda s: core(torch.ones(1, 1, 1).double(), s)[1], state)
+    torch.testing.assert_close(jacobian[0, :, 0], -torch.eye(4, dtype=torch.float64), atol=1e-4, rtol=0)
+
+
+def test_flextcn_is_causal_and_its_kernel_is_cut() -> None:
+    core = FlexTCN(2, hidden_size=5, num_blocks=2, kernel_hidden_size=6).double().eval()
+    inputs = torch.randn(2, 40, 2, dtype=torch.float64)
+    changed = inputs.clone()
+    changed[:, 25:] += 1
+    before, after = core(inputs)[0], core(changed)[0]
+    torch.testing.assert_close(before[:, :25], after[:, :25], rtol=0, atol=1e-12)
+    assert not torch.allclose(before[:, 25:], after[:, 25:])
+    kernel = core.blocks[0].layers[0].kernel(1000).detach()
+    reach = math.ceil(1000 * 0.075 * math.sqrt(-2 * math.log(0.1)) / 2)
+    assert (kernel[..., : 999 - reach] == 0).all() and (kernel[..., 1000 - reach :] != 0).all()
+    with pytest.raises(NotImplementedError, match="FlexTCN sees whole sequences only"):
+        core.step(inputs[:, 0], ())
+
+
+def test_kernels_that_are_all_alike_make_a_wrnn() -> None:
+    start = Initializer(lambda weight: torch.nn.init.normal_(weight, std=0.3), "pytorch")
+    own = LocallyConnectedRNN(2, 3, 8, input_init=start).double()
+    shared = TravelingWaveRNN(2, 3, 8, init=start, input_init=start).double()
+    with torch.no_grad():
+        own.kernel.copy_(shared.kernel)
+        own.bias.copy_(shared.bias)
+        own.input_map.load_state_dict(shared.input_map.state_dict())
+    inputs = torch.randn(2, 9, 2, dtype=torch.float64)
+    torch.testing.assert_close(own(inputs)[0], shared(inputs)[0])
+    impulse = torch.zeros(1, 20, 1)
+    impulse[0, 0] = 1
+    wave = LocallyConnectedRNN(1, 2, 7)(impulse)[0].detach().view(20, 2, 7)
+    assert all(torch.equal(state, torch.eye(7)[-t % 7].expand(2, 7)) for t, state in enumerate(wave))
