@@ -84,13 +84,83 @@ def test_on_a_gpu_adam_is_fused(compose_config: Compose) -> None:
     assert (found["optimizer"] if isinstance(found, dict) else found).defaults["fused"]
 
 
-@pytest.mark.parametrize("model", ["wrnn", "irnn"])
-def test_a_frozen_core_stays_as_it_starts_and_the_readout_learns(compose_config: Compose, model: str) -> None:
-    size = "model.core.hidden_size=7" if model == "irnn" else "model.core.ring_size=7"
-    tiny = [word for word in TINY_COPY if not word.startswith("model")]
-    cfg = compose_config(*tiny, f"model={model}", size, "model.frozen=true")
-    start = build(cfg).module.state_dict()
+TINY = {
+    "wrnn": ["model.core.num_channels=2", "model.core.ring_size=7"], "irnn": ["model.core.hidden_size=7"],
+    "lstm": ["model.core.hidden_size=7"], "lru": ["model.core.hidden_size=6", "model.core.layer.num_units=5"],
+    "indrnn": ["model.core.hidden_size=6", "model.core.num_layers=2"], "exprnn": ["model.core.hidden_size=6"],
+}  # fmt: skip
+
+
+def tiny(model: str, *more: str) -> list[str]:
+    return [*(w for w in TINY_COPY if not w.startswith("model")), f"model={model}", *TINY[model], *more]
+
+
+INPUT = {"wrnn": "input_map.", "irnn": "input_map.", "lstm": "cells.weight_ih", "lru": "input_map.", "indrnn": "maps.0"}
+
+
+@pytest.mark.parametrize("frozen", ["true", "recurrence", "input", "false"])
+@pytest.mark.parametrize("model", INPUT)
+def test_what_is_frozen_stays_as_it_starts_and_the_rest_learns(
+    compose_config: Compose, model: str, frozen: str
+) -> None:
+    cfg = compose_config(*tiny(model, f"model.frozen={frozen}"))
+    parts = build(cfg)
+    start = {name: weight.clone() for name, weight in parts.module.named_parameters()}
     train(cfg)
-    run = load_run(cfg.paths.run_dir)
-    for name, weight in run.module.state_dict().items():
-        assert torch.equal(weight, start[name]) == name.startswith("core."), name
+    after = dict(load_run(cfg.paths.run_dir).module.named_parameters())
+    stays = {"true": (True, True), "recurrence": (False, True), "input": (True, False), "false": (False, False)}[frozen]
+    for name, weight in after.items():
+        of_input = name.startswith(f"core.{INPUT[model]}")
+        expected = name.startswith("core.") and stays[0 if of_input else 1]
+        assert torch.equal(weight, start[name]) == expected, name
+
+
+def test_a_word_for_frozen_that_is_none(compose_config: Compose) -> None:
+    with pytest.raises(ConfigError, match="model.frozen='encoder': must be one of false, true, recurrence, input"):
+        build(compose_config(*tiny("wrnn", "model.frozen=encoder")))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "scheduler"),
+    [("adam", "none"), ("adamw", "step"), ("rmsprop", "onecycle"), ("adagrad", "step"), ("sgd", "onecycle")],
+)
+def test_weights_that_want_their_own_rate_get_it_under_every_optimizer(
+    compose_config: Compose, optimizer: str, scheduler: str
+) -> None:
+    words = [f"optimizer={optimizer}", "optimizer.lr=0.01", "optimizer.weight_decay=0.1", f"scheduler={scheduler}"]
+    module = build(compose_config(*tiny("lru", *words, "scheduler.drop_epochs=[1]"))).module
+    made = module.configure_optimizers()
+    found, schedule = (made["optimizer"], made["lr_scheduler"]) if isinstance(made, dict) else (made, None)
+    others, *slow = found.param_groups
+    assert len(slow) == 2 and others["weight_decay"] == 0.1
+    for group in slow:
+        assert group["lr"] == pytest.approx(0.25 * others["lr"]) and group["weight_decay"] == 0
+    named = [weight for group in found.param_groups for weight in group["params"]]
+    assert len(named) == len(set(named)) == len(list(module.parameters()))
+    if schedule:
+        found.step()
+        schedule["scheduler"].step()
+        assert all(group["lr"] == pytest.approx(0.25 * found.param_groups[0]["lr"]) for group in found.param_groups[1:])
+
+
+def test_weights_that_are_bounded_are_so_after_every_step(compose_config: Compose) -> None:
+    cfg = compose_config(*tiny("indrnn", "optimizer.lr=1"))
+    train(cfg)
+    core = load_run(cfg.paths.run_dir).core
+    largest = max(float(u.abs().max()) for u in core.weights)
+    assert largest == pytest.approx(core.limit)  # reached, and not passed
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+@pytest.mark.parametrize("model", ["exprnn", "lem"])
+def test_a_compiled_step_is_the_step(compose_config: Compose, model: str) -> None:
+    inputs = torch.randn(3, 7, 10)
+    found = []
+    for recurrence in ("reference", "compile"):
+        words = [f"model={model}", "model.core.hidden_size=6", f"recurrence={recurrence}"]
+        core = build(compose_config("task=copy", *words)).core
+        outputs, _ = core(inputs)
+        outputs.square().sum().backward()
+        found.append([outputs, *(weight.grad for weight in core.parameters())])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)

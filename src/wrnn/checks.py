@@ -1,5 +1,6 @@
 """Checks of what a user can get wrong. Each raises one line that names the key, the value and the legal range."""
 
+import math
 from collections.abc import Collection
 
 
@@ -19,14 +20,32 @@ def one_of(name: str, value: str, legal: Collection[str]) -> str:
 
 def within(name: str, value: float, low: float, high: float) -> float:
     """Return `value` if it is a number in [low, high]. Raises: ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+    if not _number(value) or not low <= value <= high:
         raise ValueError(f"{name}={value!r}: must be a number in [{low}, {high}]")
     return value
 
 
 def positive(name: str, value: float, at_most: float = float("inf")) -> float:
-    """Return `value` if it is a number above 0 and at most `at_most`. Raises: ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= at_most:
+    """Return `value` if it is a finite number above 0 and at most `at_most`. Raises: ValueError."""
+    if not _number(value) or not 0 < value <= at_most:
         limit = "" if at_most == float("inf") else f" and at most {at_most:g}"
         raise ValueError(f"{name}={value!r}: must be a number above 0{limit}")
     return value
+
+
+def not_negative(name: str, value: float) -> float:
+    """Return `value` if it is a finite number of at least 0. Raises: ValueError."""
+    if not _number(value) or value < 0:
+        raise ValueError(f"{name}={value!r}: must be a number of at least 0")
+    return value
+
+
+def share(name: str, value: float) -> float:
+    """Return `value` if it is a number in [0, 1). Raises: ValueError."""
+    if not _number(value) or not 0 <= value < 1:
+        raise ValueError(f"{name}={value!r}: must be a number in [0, 1)")
+    return value
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

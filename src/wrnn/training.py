@@ -83,7 +83,7 @@ def build(cfg: DictConfig) -> Parts:
     torch.manual_seed(cfg.seed)
     task: Task = _make("task.datamodule", cfg.task.datamodule)
     core: Core = _make("model.core", cfg.model.core, **_facts(cfg.model.core._target_, task))
-    _freeze(core, cfg.model.get("frozen", False))
+    _guarded(partial(_freeze, core, cfg.model.get("frozen", False)))
     readout: nn.Module = _make(
         "model.readout", cfg.model.readout, input_size=core.output_size, output_size=task.output_size
     )

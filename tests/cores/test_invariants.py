@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from conftest import Compose
 from wrnn.cores.antisymmetric import AntisymmetricRNN
 from wrnn.cores.cornn import CoupledOscillators
 from wrnn.cores.exprnn import ExponentialRNN
@@ -19,7 +20,9 @@ from wrnn.cores.unicornn import back, forth
 from wrnn.cores.ur_lstm import URLSTM, refined
 from wrnn.cores.urnn import UnitaryRNN
 from wrnn.cores.wrnn import TravelingWaveRNN
+from wrnn.errors import ConfigError
 from wrnn.inits import Initializer
+from wrnn.training import build
 
 
 @pytest.fixture(autouse=True)
@@ -212,3 +215,49 @@ def test_kernels_that_are_all_alike_make_a_wrnn() -> None:
     impulse[0, 0] = 1
     wave = LocallyConnectedRNN(1, 2, 7)(impulse)[0].detach().view(20, 2, 7)
     assert all(torch.equal(state, torch.eye(7)[-t % 7].expand(2, 7)) for t, state in enumerate(wave))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "model=nwm model.core.hidden_size=128",
+            "model.core.hidden_size=128: must be the square.* 121 or 144, say",
+        ),
+        ("model=nwm model.core.kernel_size=4", "model.core.kernel_size=4: must be odd and at most 16"),
+        ("model=nwm model.core.coupling=cube", "model.core.coupling='cube': must be one of torus, rings, uncoupled"),
+        ("model=locally_connected model.core.kernel_size=2", "model.core.kernel_size=2: must be odd and at most"),
+        ("model=lem model.core.time_step=0", "model.core.time_step=0: must be a number above 0 and at most 1"),
+        ("model=lem model.core.time_step=1.5", "model.core.time_step=1.5: must be a number above 0 and at most 1"),
+        ("model=cornn model.core.time_step=0", "model.core.time_step=0: must be a number above 0"),
+        ("model=cornn model.core.gamma=-1", r"model.core.gamma=-1: must be a number of at least 0"),
+        ("model=lipschitz model.core.step_size=0", "model.core.step_size=0: must be a number above 0"),
+        ("model=lipschitz model.core.beta=2", r"model.core.beta=2: must be a number in \[0, 1\]"),
+        ("model=antisymmetric model.core.step_size=-1", "model.core.step_size=-1: must be a number above 0"),
+        ("model=unicornn model.core.time_step=nan", "model.core.time_step=nan: must be a number above 0"),
+        ("model=shift_register model.core.num_places=101", "model.core.num_places=101: must be at most the 100 steps"),
+        ("model=shift_ssm model.core.layer.num_places=101", "model.core.layer.num_places=101: must be at most the 100"),
+        ("model=lru model.core.layer.radius_max=1", r"model.core.layer.radius_max=1: must be a number in"),
+        ("model=lru model.core.layer.radius_min=1", r"model.core.layer.radius_min=1: must be in \[0, "),
+        ("model=lru +model.core.layer.unit=3", "model.core.layer.unit: wrnn.cores.lru.* has no such key; did you mean"),
+        ("model=lru model.core.block=gru", "model.core.block='gru': must be one of glu, none"),
+        ("model=s4d model.core.layer.state_size=7", "model.core.layer.state_size=7: must be even"),
+        (
+            "model=s4d model.core.layer.step_min=1",
+            "step_min=1: must be a number above 0 and at most 0.1",
+        ),
+        ("model=mingru model.core.layer.expansion=0", "model.core.layer.expansion=0: must be a number above 0"),
+        ("model=incremental model.core.rank=500", "model.core.rank=500: must be at most model.core.hidden_size=128"),
+        ("model=indrnn model.core.dropout=1", r"model.core.dropout=1: must be a number in \[0, 1\)"),
+        ("model=ur_lstm model.core.refine_bias=plus", "model.core.refine_bias='plus': must be one of minus, none"),
+        ("model=exprnn model.core.start=flat", "model.core.start='flat': must be one of henaff, cayley"),
+        ("model=urnn model.core.hidden_size=0", "model.core.hidden_size=0: must be a whole number of at least 1"),
+        ("model=lstm model.core.biases=three", "model.core.biases='three': must be one of one, two"),
+        ("model=lstm recurrence=cuda", "recurrence='cuda': must be one of auto, .*, compile"),
+        ("model=lem init=shift", "init: model=lem has its own start only; use init=paper"),
+    ],
+)
+def test_a_bad_setting_is_one_clear_line(compose_config: Compose, words: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        build(compose_config("task=adding", *words.split()))
+    assert "\n" not in str(caught.value)

@@ -12,7 +12,7 @@ Source: Chang et al. 2019; no code is released. gamma, epsilon and the spread of
 import torch
 from torch import Tensor, nn
 
-from wrnn.checks import positive, whole_number, within
+from wrnn.checks import not_negative, positive, whole_number
 from wrnn.cores.base import LoopCore
 from wrnn.cores.exprnn import skew
 
@@ -50,8 +50,8 @@ class AntisymmetricRNN(LoopCore):
         self.hidden_size = whole_number("model.core.hidden_size", hidden_size, minimum=2)
         self.gated = gated
         self.step_size = positive("model.core.step_size", step_size)
-        self.diffusion = within("model.core.diffusion", diffusion, 0, float("inf"))
-        within("model.core.weight_scale", weight_scale, 0, float("inf"))
+        self.diffusion = not_negative("model.core.diffusion", diffusion)
+        not_negative("model.core.weight_scale", weight_scale)
         self.input_map = nn.Linear(input_size, (2 if gated else 1) * hidden_size)
         nn.init.normal_(self.input_map.weight, std=input_size**-0.5)
         nn.init.zeros_(self.input_map.bias)

@@ -10,7 +10,7 @@ Source: Rusch & Mishra 2021 and their released code.
 import torch
 from torch import Tensor, nn
 
-from wrnn.checks import positive, whole_number, within
+from wrnn.checks import not_negative, positive, whole_number
 from wrnn.cores.base import LoopCore
 
 # B batch, I input features, N oscillators
@@ -44,8 +44,8 @@ class CoupledOscillators(LoopCore):
         whole_number("input_size", input_size)
         self.hidden_size = whole_number("model.core.hidden_size", hidden_size)
         self.time_step = positive("model.core.time_step", time_step)
-        self.gamma = within("model.core.gamma", gamma, 0, float("inf"))
-        self.epsilon = within("model.core.epsilon", epsilon, 0, float("inf"))
+        self.gamma = not_negative("model.core.gamma", gamma)
+        self.epsilon = not_negative("model.core.epsilon", epsilon)
         self.input_map = nn.Linear(input_size, hidden_size)
         self.weight = nn.Parameter(torch.empty(hidden_size, 2 * hidden_size))
         bound = (input_size + 2 * hidden_size) ** -0.5

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wrnn.checks import whole_number, within
+from wrnn.checks import share, whole_number
 from wrnn.cores.base import ParameterGroup, State, WholeSequenceCore
 
 # B batch, T time, I input features, W width, H hidden units of the kernel's network, P positions
@@ -57,7 +57,7 @@ class FlexTCN(WholeSequenceCore):
         whole_number("model.core.num_blocks", num_blocks)
         whole_number("model.core.kernel_hidden_size", kernel_hidden_size)
         whole_number("model.core.kernel_layers", kernel_layers)
-        within("model.core.dropout", dropout, 0, 0.999)
+        share("model.core.dropout", dropout)
         kernel = (kernel_hidden_size, kernel_layers, frequency)
         sizes = [input_size] + [hidden_size] * (num_blocks - 1)
         self.blocks = nn.Sequential(*(_Block(size, hidden_size, kernel, dropout) for size in sizes))

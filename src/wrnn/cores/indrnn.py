@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wrnn.checks import one_of, whole_number, within
+from wrnn.checks import one_of, share, whole_number
 from wrnn.cores.base import Core, ParameterGroup, State
 
 # B batch, T time, I input features, N units
@@ -47,7 +47,7 @@ class IndependentRNN(Core):
         self.limit = 5 ** (1 / whole_number("sequence_length", sequence_length))
         self.hidden_size = whole_number("model.core.hidden_size", hidden_size)
         whole_number("model.core.num_layers", num_layers)
-        self.dropout = within("model.core.dropout", dropout, 0, 0.999)
+        self.dropout = share("model.core.dropout", dropout)
         one_of("model.core.last_layer_init", last_layer_init, ("broken", "intended"))
         sizes = [input_size] + [hidden_size] * (num_layers - 1)
         maps = [nn.Linear(size, hidden_size) for size in sizes]

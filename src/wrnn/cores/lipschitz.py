@@ -10,7 +10,7 @@ Source: Erichson et al. 2021 and their released code, its Euler form.
 import torch
 from torch import Tensor, nn
 
-from wrnn.checks import positive, whole_number, within
+from wrnn.checks import not_negative, positive, whole_number, within
 from wrnn.cores.base import LoopCore
 
 # B batch, I input features, N units
@@ -50,8 +50,8 @@ class LipschitzRNN(LoopCore):
         self.gated = gated
         self.step_size = positive("model.core.step_size", step_size)
         self.beta = within("model.core.beta", beta, 0, 1)
-        self.gamma = within("model.core.gamma", gamma, 0, float("inf"))
-        within("model.core.weight_scale", weight_scale, 0, float("inf"))
+        self.gamma = not_negative("model.core.gamma", gamma)
+        not_negative("model.core.weight_scale", weight_scale)
         self.input_map = nn.Linear(input_size, (2 if gated else 1) * hidden_size)
         self.linear = nn.Parameter(torch.empty(hidden_size, hidden_size))
         self.weight = nn.Parameter(torch.empty(hidden_size, hidden_size))

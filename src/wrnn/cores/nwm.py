@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wrnn.checks import one_of, positive, whole_number, within
+from wrnn.checks import not_negative, one_of, positive, whole_number
 from wrnn.cores.base import LoopCore
 from wrnn.cores.cornn import oscillate
 
@@ -68,8 +68,8 @@ class NeuralWaveMachine(LoopCore):
                 )
         self.halo = kernel_size // 2
         self.time_step = positive("model.core.time_step", time_step)
-        self.gamma = within("model.core.gamma", gamma, 0, float("inf"))
-        self.epsilon = within("model.core.epsilon", epsilon, 0, float("inf"))
+        self.gamma = not_negative("model.core.gamma", gamma)
+        self.epsilon = not_negative("model.core.epsilon", epsilon)
         shapes = {"torus": (kernel_size, kernel_size), "rings": (1, kernel_size), "uncoupled": (1, 1)}
         self.input_map = nn.Linear(input_size, hidden_size)
         self.kernel = nn.Parameter(torch.empty(1, 2, *shapes[coupling]))  # on z, on y

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wrnn.checks import one_of, whole_number, within
+from wrnn.checks import one_of, share, whole_number
 from wrnn.cores.base import LOOPS, Core, ParameterGroup, State
 
 # B batch, T time, I input features, H features of a layer
@@ -77,7 +77,7 @@ class LinearStack(Core):
         self.hidden_size = whole_number("model.core.hidden_size", hidden_size)
         whole_number("model.core.num_layers", num_layers)
         one_of("model.core.block", block, ("glu", "none"))
-        within("model.core.dropout", dropout, 0, 0.999)
+        share("model.core.dropout", dropout)
         self.recurrence = one_of("recurrence", recurrence, LOOPS)
         self.input_map = nn.Linear(input_size, hidden_size)
         asks = getattr(getattr(layer, "func", layer), "asks_sequence_length", False)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wrnn.checks import positive, whole_number, within
+from wrnn.checks import not_negative, positive, share, whole_number
 from wrnn.cores.base import Core, State
 
 # B batch, T time, I input features, N oscillators a layer
@@ -45,8 +45,8 @@ class UndampedOscillators(Core):
         self.hidden_size = whole_number("model.core.hidden_size", hidden_size)
         whole_number("model.core.num_layers", num_layers)
         self.time_step = positive("model.core.time_step", time_step)
-        self.alpha = within("model.core.alpha", alpha, 0, float("inf"))
-        self.dropout = within("model.core.dropout", dropout, 0, 0.999)
+        self.alpha = not_negative("model.core.alpha", alpha)
+        self.dropout = share("model.core.dropout", dropout)
         sizes = [input_size] + [hidden_size] * (num_layers - 1)
         maps = [nn.Linear(size, hidden_size) for size in sizes]
         self.maps = nn.ModuleList(maps)
