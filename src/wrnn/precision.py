@@ -1,4 +1,4 @@
-"""How exact float32 products are on a GPU."""
+"""How exact numbers are: float32 products on a GPU, and what is nearly 0 on a CPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,3 +22,17 @@ def float32_products(precision: str) -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@contextmanager
+def without_denormals() -> Iterator[None]:
+    """Take numbers below 1.2e-38 (float32) for 0, where the CPU can and in the thread that asks; afterwards no more.
+
+    Gradients that vanish over a long sequence end there, and arithmetic with them is many times slower: a GRU's
+    training step on psMNIST takes eight times as long.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)

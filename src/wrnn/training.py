@@ -39,7 +39,7 @@ from wrnn.files import read_json, write_json
 from wrnn.module import Schedule, SequenceModule
 from wrnn.objectives import Objective
 from wrnn.paper import ledger
-from wrnn.precision import PRECISIONS, float32_products
+from wrnn.precision import PRECISIONS, float32_products, without_denormals
 from wrnn.tasks.base import Task
 
 Kind = TypeVar("Kind", bound=Callback)
@@ -190,7 +190,7 @@ def _run(cfg: DictConfig, parts: Parts, trainer: L.Trainer, folder: Path, checkp
     going_on = f", going on from {checkpoint}" if checkpoint else ""
     print(f"{cfg.run_name}: {_sizes(parts)}; run folder {folder}{going_on}", flush=True)
     try:
-        with _known_failures(folder), float32_products(cfg.matmul_precision):
+        with _known_failures(folder), float32_products(cfg.matmul_precision), without_denormals():
             trainer.fit(parts.module, datamodule=parts.task, ckpt_path=checkpoint, weights_only=True)
             results = _finish(cfg, parts, trainer, folder)
     except BaseException:
@@ -270,7 +270,7 @@ def evaluate(
         enable_model_summary=False, default_root_dir=str(folder),
     )  # fmt: skip
     _guarded(run.task.prepare_data)
-    with float32_products(run.config.get("matmul_precision", "highest")):
+    with float32_products(run.config.get("matmul_precision", "highest")), without_denormals():
         metrics = {key: float(value) for key, value in trainer.test(run.module, run.task, verbose=False)[0].items()}
     print_table(f"{run.config.run_name}, {folder}", metrics)
     return metrics

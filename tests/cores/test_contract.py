@@ -45,6 +45,9 @@ def test_forward_equals_repeated_step(core: Core, inputs: torch.Tensor) -> None:
         pytest.skip("a whole-sequence core has no step")
     outputs, state = core(inputs)
     expected, expected_state = Core.forward(core, inputs)
+    if list(core.parameters()):
+        gradients = [torch.autograd.grad(o.square().sum(), list(core.parameters())) for o in (outputs, expected)]
+        torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)  # they span some orders of magnitude
     assert outputs.shape == (3, 11, core.output_size)
     torch.testing.assert_close(outputs, expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(state, expected_state, rtol=1e-12, atol=1e-12)

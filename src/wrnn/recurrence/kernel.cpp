@@ -98,6 +98,17 @@ inline void stream(real *p, vec x) {  // past the caches; p aligned
 #endif
 }
 
+// How the calling thread treats numbers too small for a normal float goes for all, or the result would depend on their
+// number.
+struct FloatMode {
+#if defined(__x86_64__)
+    unsigned mode = _mm_getcsr();
+    void inherit() const { _mm_setcsr(mode); }
+#else
+    void inherit() const {}
+#endif
+};
+
 inline size thread_number() {
 #if defined(_OPENMP)
     return omp_get_thread_num();
@@ -501,8 +512,10 @@ void run_forward(const Call &call) {
     const size unit = plan.C * plan.N, kept_steps = call.kept ? call.steps / call.every : 0;
     std::vector<std::unique_ptr<Worker>> workers;  // all memory is taken here, where a lack of it can be reported
     for (size thread = 0; thread < call.threads; ++thread) workers.emplace_back(new Worker(plan));
+    const FloatMode floats;
 #pragma omp parallel num_threads(call.threads)
     {
+        floats.inherit();
         Worker &worker = *workers[thread_number()];
 #pragma omp for schedule(dynamic, 1)
         for (size b = 0; b < call.batch; ++b) {
@@ -706,8 +719,10 @@ void run_backward(const Call &call) {
     Array<real> carries(B * plan.slot), shared(shares ? groups * span * padded : 0);
     std::vector<std::unique_ptr<BackwardWorker>> workers;
     for (size thread = 0; thread < call.threads; ++thread) workers.emplace_back(new BackwardWorker(plan, segment));
+    const FloatMode floats;
 #pragma omp parallel num_threads(call.threads)
     {
+        floats.inherit();
         BackwardWorker &worker = *workers[thread_number()];
         for (size span_start = (T - 1) / span * span; span_start >= 0; span_start -= span) {
             const size span_stop = std::min(T, span_start + span);
