@@ -1,0 +1,115 @@
+"""All cores under one protocol: the sweep `zoo`, and the table of what it found."""
+
+import argparse
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from wrnn.compare.records import FINISHED, Run, load
+from wrnn.compare.tables import MARKDOWN
+from wrnn.errors import ConfigError
+from wrnn.files import read_json, write_atomically
+from wrnn.runs import ENVIRONMENT
+
+TRAIN = Path(__file__).parents[1] / "train.py"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is not done of the sweep and write the table. Raises: ConfigError where a file cannot be used."""
+    parser = argparse.ArgumentParser(description="Every core on adding T=100 and copy T=30, a minute each.")
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="more for the sweep, e.g. trainer.max_time=...")
+    parser.add_argument("--folder", type=Path, default=Path("runs/zoo"), help="of the sweep")
+    parser.add_argument("--longer", type=Path, metavar="FOLDER", help="runs of other budgets, for a second table")
+    parser.add_argument("--output", type=Path, default=Path("results/zoo.md"), metavar="FILE")
+    options = parser.parse_args(arguments)
+    command = ["sweep=zoo", "hydra/launcher=local", f"hydra.sweep.dir={options.folder}", *options.words]
+    done = subprocess.run([sys.executable, str(TRAIN), "-m", *command])
+    if done.returncode not in (0, 5):  # 5: the table says which did not finish
+        raise SystemExit(done.returncode)
+    words = " ".join(["python src/zoo.py", *options.words])
+    parts = [_INTRODUCTION.format(command=words, facts=_facts(load([options.folder]))), *tables(load([options.folder]))]
+    if options.longer:
+        runs = load([options.longer])
+        parts += ["## Beyond the minute\n", f"{_facts(runs)}\n", *tables(runs, level="###")]
+    try:
+        write_atomically(options.output, "\n".join(parts))
+    except OSError as error:
+        raise ConfigError(f"--output={options.output}: cannot be written to ({error.strerror})") from error
+    print(options.output)
+
+
+_INTRODUCTION = """# Every core, a minute of training
+
+`{command}`
+
+{facts} Rates and sizes are those of `conf/model` and `conf/pairing`, mostly not tuned: this is what runs and how fast,
+not which model is best.
+"""
+
+
+def tables(runs: Sequence[Run], level: str = "##") -> list[str]:
+    """A heading and a Markdown table for each task, the best first."""
+    parts = []
+    for task in sorted({run.config.task.name for run in runs if run.config}):
+        mine = [run for run in runs if run.config and run.config.task.name == task]
+        first = mine[0].config
+        assert first is not None
+        frame = pd.DataFrame([_row(run) for run in mine])
+        frame = frame.sort_values("value", ascending=first.task.monitor.mode == "min", na_position="last")
+        frame = frame.drop(columns="value").rename(columns=lambda name: name.translate(MARKDOWN))
+        align = ["left" if name in ("model", "also", "ended") else "right" for name in frame]
+        if frame["ended"].eq("").all():
+            frame, align = frame.drop(columns="ended"), align[:-1]
+        title = f"{level} {task}: {first.task.monitor.metric}, best over the run{_chance(first)}"
+        parts.append(f"{title}\n\n{frame.to_markdown(index=False, disable_numparse=True, colalign=align)}\n")
+    return parts
+
+
+def _row(run: Run) -> dict[str, Any]:
+    assert run.config is not None
+    found, metric = run.results, run.config.task.monitor.metric
+    value = found.get(f"best_{metric}", found.get(metric, math.nan))
+    row: dict[str, Any] = {
+        "model": run.config.model.name,
+        "parameters": f"{found['parameters_total']:,}" if "parameters_total" in found else "",
+        "without biases": f"{found['parameters_weights']:,}" if "parameters_weights" in found else "",
+        "steps": f"{found.get('steps', 0):,}",
+        "steps/s": f"{found['steps_per_second']:.3g}" if "steps_per_second" in found else "",
+        "seconds": f"{found.get('seconds', 0):,.0f}",
+        "validation": "" if math.isnan(value) else f"{value:.3g}",
+    }
+    if "val/accuracy" in found:
+        row["accuracy"] = f"{found['val/accuracy']:.3f}"
+    if "solved_step" in found:
+        row["solved at"] = "" if found["solved_step"] is None else f"{found['solved_step']:,}"
+    ended = "" if run.state == FINISHED else f"{run.state}: {run.reason}"
+    return {**row, "ended": ended.translate(MARKDOWN), "value": value}
+
+
+def _chance(config: Any) -> str:
+    """What a model scores that remembers nothing."""
+    if config.task.name == "adding":
+        return "; without memory 0.167"
+    if config.task.name == "copy":
+        length = config.task.datamodule.delay + 20
+        return f"; without memory {10 * math.log(8) / length:.3f}"
+    return ""
+
+
+def _facts(runs: Sequence[Run]) -> str:
+    """Commit, seeds, hardware of the runs, each named once."""
+    starts = [start for run in runs for start in (read_json(run.folder / ENVIRONMENT) or {}).get("starts", [])]
+
+    def each(*values: str) -> str:
+        return ", ".join(dict.fromkeys(values))
+
+    commits = each(*(f"{s['git']['commit'][:7]}{' (changed)' if s['git']['changed'] else ''}" for s in starts))
+    where = [s["hardware"] for s in starts]
+    cpus = each(*(place["gpu"] or f"{place['cpu']}, {place['threads']} thread" for place in where))
+    seeds, torch = each(*(str(s["seeds"]["seed"]) for s in starts)), each(*(s["versions"]["torch"] for s in starts))
+    return f"Commit {commits}; seed {seeds}; {cpus} a run, two runs at a time; torch {torch}."

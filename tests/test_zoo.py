@@ -1,0 +1,26 @@
+"""The table of all cores, from a sweep of two."""
+
+from pathlib import Path
+
+from conftest import option_names
+from wrnn.zoo import main
+
+
+def test_the_table_names_what_ran_and_what_did_not(tmp_path: Path) -> None:
+    folder, output = tmp_path / "zoo", tmp_path / "zoo.md"
+    words = ["model=lem,cornn", "task=adding,copy", "trainer.max_steps=3", "trainer=cpu", "optimizer.lr=1e-3"]
+    words += ["task.datamodule.batch_size=4", "task.datamodule.num_val=8", "task.datamodule.num_test=8"]
+    words += ["task.datamodule.eval_batch_size=8"]
+    main([*words, "--folder", str(folder), "--output", str(output)])
+    text = output.read_text()
+    assert "python src/zoo.py model=lem,cornn" in text and "seed 0" in text and "1 thread a run" in text
+    rows = [line for line in text.splitlines() if line.startswith("| cornn")]
+    count = 128 * (2 + 2 * 128) + 128 + 129  # on adding: W, W', V, b and the readout
+    assert len(rows) == 2 and f" {count:,} |" in rows[0] and " 3 |" in rows[0]
+    assert text.count("| lem") == 2 and "without memory 0.167" in text and "without memory 0.416" in text
+
+
+def test_the_sweep_holds_every_core() -> None:
+    from conftest import CONF
+
+    assert "model: glob(*)" in (CONF / "sweep/zoo.yaml").read_text() and len(option_names("model")) > 20
