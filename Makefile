@@ -4,7 +4,7 @@ VENV := .venv
 IN := $(VENV)/bin/
 ARGS ?=
 
-.PHONY: help install format lint typecheck test test-all smoke train sweep paper notebooks bench bench-quick gpu clean
+.PHONY: help install format lint typecheck test test-all smoke train sweep paper zoo notebooks bench bench-quick gpu clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,9 @@ sweep: install  ## three seeds of a small copy task
 
 paper: install  ## every table and figure of the paper beside our runs, from results/ledger, without training
 	$(IN)python src/paper.py write $(ARGS)
+
+zoo: install  ## every core on two tasks, a minute each, as a table in results/zoo.md (about 40 minutes)
+	$(IN)python src/zoo.py $(ARGS)
 
 notebooks: install  ## render the notebook of waves into results/notebooks/ (installs the extra "notebooks")
 	$(IN)python -m pip install --quiet --constraint constraints.txt --editable '.[notebooks]'

@@ -241,26 +241,37 @@ def figure_10(paper: Paper) -> tuple[Figure, str]:
     )
 
 
-def figure_15(paper: Paper) -> tuple[Figure, str]:
-    """A kernel per position: not built."""
-    figure = Figure(figsize=(5.5, 1.5), layout="constrained")
-    _missing(figure.subplots(), "not built")
-    return figure, "States of a locally connected network: not built; it needs a core with a kernel for each position."
-
-
 _SIX = (
     ("wRNN, shift", "wrnn_smnist"), ("wRNN, random", "wrnn_smnist_random_u"), ("wRNN, identity", "wrnn_smnist_dirac_u"),
     ("iRNN, identity", "irnn_smnist"), ("iRNN, random", "irnn_smnist_random_u"), ("iRNN, shift", "irnn_smnist_shift_u"),
 )  # fmt: skip
 
 
+def figure_15(paper: Paper) -> tuple[Figure, str]:
+    """States of a network with a kernel for each position, before and after training."""
+    figure, said = _before_and_after(paper, (("a kernel for\neach position", "locally_connected_smnist"),), height=2.2)
+    return figure, (
+        "States of a locally connected network on one test digit of sMNIST before and after training, the most active"
+        f" channel; {said}."
+    )
+
+
 def figure_18(paper: Paper) -> tuple[Figure, str]:
     """States before and after training, six starts."""
-    figure = Figure(figsize=(9, 9), layout="constrained")
-    grid = figure.subplots(6, 2, sharex=True)
+    figure, said = _before_and_after(paper, _SIX, height=9)
+    return figure, (
+        f"States on one test digit of sMNIST before and after training, the most active channel; {said}. The paper"
+        " trains 120."
+    )
+
+
+def _before_and_after(paper: Paper, lines: Sequence[tuple[str, str]], height: float) -> tuple[Figure, str]:
+    """A row for each experiment, and how many epochs each was trained."""
+    figure = Figure(figsize=(9, height), layout="constrained")
+    grid = figure.subplots(len(lines), 2, sharex=True, squeeze=False)
     probe = next((model.inputs for _, name in _SIX if (model := load(paper, name))), None)
     said = []
-    for row, (label, name) in zip(grid, _SIX, strict=True):
+    for row, (label, name) in zip(grid, lines, strict=True):
         model = load(paper, name)
         inputs = model.inputs if model else probe
         start = model.start if model else _parts(paper, name, 0)[0]
@@ -272,15 +283,12 @@ def figure_18(paper: Paper) -> tuple[Figure, str]:
             channel = plots.most_active(states)
             plots.draw_state(axes, states[channel], f"{label}\nneuron" if axes is row[0] else "")
         if model:
-            said.append(f"{label} {model.run.budget['epochs']:g}")
+            said.append(f"{label} {model.run.budget['epochs']:g}".replace("\n", " "))
     grid[0, 0].set_title("before training")
     grid[0, 1].set_title("after training")
     for axes in grid[-1]:
         axes.set_xlabel("time step")
-    return figure, (
-        "States on one test digit of sMNIST before and after training, the most active channel; epochs:"
-        f" {', '.join(said) or 'none run'}. The paper trains 120."
-    )
+    return figure, f"epochs: {', '.join(said) or 'none run'}"
 
 
 STATES: dict[str, Callable[[Paper], tuple[Figure, str]]] = {
