@@ -35,7 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parts = [_INTRODUCTION.format(command=words, facts=_facts(load([options.folder]))), *tables(load([options.folder]))]
     if options.longer:
         runs = load([options.longer])
-        parts += ["## Beyond the minute\n", f"{_facts(runs)}\n", *tables(runs, level="###")]
+        parts += [
+            f"## Beyond the minute\n\n`python src/train.py model=... task=...` and the words below. {_facts(runs)}\n"
+        ]
+        parts += tables(runs, level="###", words=True)
     try:
         write_atomically(options.output, "\n".join(parts))
     except OSError as error:
@@ -52,19 +55,20 @@ not which model is best.
 """
 
 
-def tables(runs: Sequence[Run], level: str = "##") -> list[str]:
-    """A heading and a Markdown table for each task, the best first."""
+def tables(runs: Sequence[Run], level: str = "##", words: bool = False) -> list[str]:
+    """A heading and a Markdown table for each task, the best first; with the words of each run's command if asked."""
     parts = []
     for task in sorted({run.config.task.name for run in runs if run.config}):
         mine = [run for run in runs if run.config and run.config.task.name == task]
         first = mine[0].config
         assert first is not None
-        frame = pd.DataFrame([_row(run) for run in mine])
+        frame = pd.DataFrame([_row(run) | ({"words": _words(run)} if words else {}) for run in mine])
         frame = frame.sort_values("value", ascending=first.task.monitor.mode == "min", na_position="last")
         frame = frame.drop(columns="value").rename(columns=lambda name: name.translate(MARKDOWN))
-        align = ["left" if name in ("model", "also", "ended") else "right" for name in frame]
+        align = ["left" if name in ("model", "words", "ended") else "right" for name in frame]
         if frame["ended"].eq("").all():
-            frame, align = frame.drop(columns="ended"), align[:-1]
+            align.pop(list(frame).index("ended"))
+            frame = frame.drop(columns="ended")
         title = f"{level} {task}: {first.task.monitor.metric}, best over the run{_chance(first)}"
         parts.append(f"{title}\n\n{frame.to_markdown(index=False, disable_numparse=True, colalign=align)}\n")
     return parts
@@ -88,7 +92,14 @@ def _row(run: Run) -> dict[str, Any]:
     if "solved_step" in found:
         row["solved at"] = "" if found["solved_step"] is None else f"{found['solved_step']:,}"
     ended = "" if run.state == FINISHED else f"{run.state}: {run.reason}"
-    return {**row, "ended": ended.translate(MARKDOWN), "value": value}
+    return {**row, "value": value, "ended": ended.translate(MARKDOWN)}
+
+
+def _words(run: Run) -> str:
+    """What the command said beyond model, task and places."""
+    first = (read_json(run.folder / ENVIRONMENT) or {"starts": [{"command": []}]})["starts"][0]
+    usual = ("model=", "task=", "paths.", "trainer=", "callbacks.progress.")
+    return " ".join(f"`{word}`" for word in first["command"][1:] if not word.startswith(usual))
 
 
 def _chance(config: Any) -> str:

@@ -41,7 +41,7 @@ class Cell:
         band: (low, high) to accept, None for an open end; (None, None) with `published` None: never reached.
         band_is: `sheet` or `ours`.
         experiments: whose runs are held against it; none for a system of another paper.
-        origin: of a number that the paper quotes itself.
+        origin: of a number that the paper quotes itself; it is held against our run of that system all the same.
     """
 
     table: str

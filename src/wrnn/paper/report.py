@@ -65,7 +65,7 @@ def judge(ledger: Ledger, experiments: Experiments) -> Paper:
     """Hold a ledger against all that is published."""
     content = published()
     placed = place(ledger, experiments, experiment_names(content))
-    answers = [answer(cell, placed, experiments) for cell in read_cells(content) if cell.experiments]
+    answers = [answer(cell, placed, experiments) for cell in read_cells(content)]
     claims = [evaluate(claim, placed, experiments) for claim in content["claims"]]
     return Paper(ledger, placed, experiments, content, answers, claims)
 
@@ -183,21 +183,19 @@ def claims_frame(claims: Sequence[Claim]) -> pd.DataFrame:
 
 
 def cells_frame(paper: Paper, name: str) -> pd.DataFrame:
-    """A row a cell of one table, with those of other systems, which are quoted only."""
-    answers = {(one.cell.row, one.cell.column): one for one in paper.answers if one.cell.table == name}
+    """A row a cell of one table; numbers that the paper takes from elsewhere are named with their source."""
     unit = paper.content["tables"][name].get("column", "")
     rows = []
-    for cell in read_cells(paper.content):
+    for one in paper.answers:
+        cell = one.cell
         if cell.table != name:
             continue
         column = f"{unit}={cell.column}" if unit else cell.column
-        one = answers.get((cell.row, cell.column))
         quoted = number(cell.published, cell.metric) + (
             f" ± {number(cell.spread, cell.metric)}" if cell.spread is not None else ""
         )
-        if one is None:
-            rows.append([cell.row, column, quoted, "", "", "", f"quoted only: {cell.origin}", "", "", ""])
-            continue
+        if cell.origin:
+            quoted += f" ({cell.origin})"
         rows.append(
             [
                 cell.row,
