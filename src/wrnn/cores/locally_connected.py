@@ -7,7 +7,6 @@ neuron alike, with the bias at 0.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wrnn.checks import one_of, whole_number
@@ -81,8 +80,8 @@ class LocallyConnectedRNN(LoopCore):
         return self.num_channels, self.ring_size
 
     def initial_state(self, batch_size: int) -> Tensor:
-        """Silence: zeros (B, C, N)."""
-        return self.kernel.new_zeros(batch_size, self.num_channels, self.ring_size)
+        """Silence: zeros (N, B, C), a product of matrices for each neuron."""
+        return self.kernel.new_zeros(self.ring_size, batch_size, self.num_channels)
 
     def drive(self, inputs: Tensor) -> Tensor:
         """V x + b_V + b_u: (..., I) -> (..., C, N)."""
@@ -90,13 +89,12 @@ class LocallyConnectedRNN(LoopCore):
         return driven
 
     def matrices(self) -> tuple[Tensor, ...]:
-        """The kernels as one matrix a neuron, (N, C * K, C)."""
-        return (self.kernel.flatten(2).transpose(1, 2),)
+        """The kernels as one matrix a neuron, (N, K * C, C)."""
+        return (self.kernel.permute(0, 3, 2, 1).flatten(1, 2),)
 
     def advance(self, drive: Tensor, state: Tensor, *matrices: Tensor) -> tuple[Tensor, Tensor]:
         """One step; see `LoopCore`."""
         halo = self.kernel_size // 2
-        windows_BCNK = F.pad(state, (halo, halo), mode="circular").unfold(-1, self.kernel_size, 1)
-        around_NBC = torch.bmm(windows_BCNK.permute(2, 0, 1, 3).flatten(2), matrices[0])
-        state_BCN = NONLINEARITIES[self.nonlinearity](around_NBC.permute(1, 2, 0) + drive)
-        return state_BCN.flatten(1), state_BCN
+        around = torch.cat([state.roll(-tap, dims=0) for tap in range(-halo, halo + 1)], dim=-1)
+        state_NBC = NONLINEARITIES[self.nonlinearity](torch.baddbmm(drive.permute(2, 0, 1), around, matrices[0]))
+        return state_NBC.permute(1, 2, 0).flatten(1), state_NBC
