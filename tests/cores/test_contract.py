@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from conftest import Compose, option_names
 from wrnn.cores.base import Core
@@ -10,16 +10,23 @@ from wrnn.training import build
 
 MODELS = option_names("model")
 SMALL = {
-    "num_channels": 3, "ring_size": 7, "hidden_size": 9, "rank": 4, "input_rank": 4, "num_blocks": 2, "num_layers": 2,
-    "layer.num_units": 5, "layer.state_size": 6,
+    "num_channels": 3, "ring_size": 7, "hidden_size": 9, "rank": 4, "input_rank": 4, "num_blocks": 1, "num_layers": 2,
+    "kernel_hidden_size": 3, "layer.num_units": 5, "layer.state_size": 6, "num_places": 8, "layer.num_places": 8,
 }  # fmt: skip
 START = "init=pytorch"
+
+
+def has(node: DictConfig, key: str) -> bool:
+    """Whether there is such a key, be it null."""
+    *above, last = key.split(".")
+    holder = OmegaConf.select(node, above[0]) if above else node
+    return holder is not None and last in holder
 
 
 def make_core(compose_config: Compose, model: str, seed: int = 0) -> Core:
     """The option's core, small where it has a size, with random weights so that nothing cancels."""
     node = compose_config(f"model={model}").model.core
-    sizes = [f"model.core.{key}={value}" for key, value in SMALL.items() if OmegaConf.select(node, key) is not None]
+    sizes = [f"model.core.{key}={value}" for key, value in SMALL.items() if has(node, key)]
     start = [START] if "init" in node else []
     cfg = compose_config(f"model={model}", "task=adding", *start, *sizes, f"seed={seed}")
     core = build(cfg).core.requires_grad_().double().eval()

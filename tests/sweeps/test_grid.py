@@ -31,6 +31,8 @@ RUNS = {
     "sweep=size_psmnist model=irnn": 4 * 2 * 3 * 4,
     "sweep=irnn_psmnist_extra": 3 * 5 * 2 * 4,
     "experiment=quickstart sweep=seeds seed=7,8": 2,
+    "sweep=zoo": 2 * len(option_names("model")),
+    "sweep=zoo_search model=lstm task=psmnist": 3 * 2,
 }
 
 
