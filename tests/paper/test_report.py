@@ -29,7 +29,7 @@ def test_a_number_of_the_ledger_is_a_number_of_the_table(
     for seed in range(3):
         path = book.append(tmp_path, make_record("linear_smnist", seed, **{"test/accuracy": 0.9251}))
     before = write(tmp_path, tmp_path / "out", "--no-figures")
-    assert "1 reproduced, 0 differs, 0 partial budget, 95 not run" in capsys.readouterr().out
+    assert "1 reproduced, 0 differs, 0 partial budget, 123 not run" in capsys.readouterr().out
     lines = path.read_text().splitlines()
     altered = json.loads(lines[1])
     altered["results"]["test/accuracy"] = 0.9473
@@ -51,7 +51,7 @@ def test_what_was_not_run_stands_there_with_a_command_that_runs_it(tmp_path: Pat
     empty = tmp_path / "ledger"
     empty.mkdir()
     text = write(empty, tmp_path, "--no-figures")
-    assert "**96 cells: 0 reproduced, 0 differs, 0 partial budget, 96 not run.**" in text
+    assert "**124 cells: 0 reproduced, 0 differs, 0 partial budget, 124 not run.**" in text
     commands = [line.strip() for line in text.splitlines() if line.startswith("    python src/train.py")]
     assert len(commands) == 9  # for the claims, seven tables, and what figures alone show
     named = set()
@@ -133,5 +133,5 @@ def test_a_record_is_repeated_by_its_own_command(compose_config: Compose) -> Non
     assert results["identity"] == cheapest.identity
     for key, value in cheapest.results.items():
         if key.startswith(("val/", "test/", "parameters")):
-            assert results[key] == pytest.approx(value, rel=1e-3), key
+            assert results[key] == pytest.approx(value, rel=5e-3), key  # another CPU rounds otherwise: 1e-3 was seen
     assert asdict(cheapest)["results"]["tested"] == results["tested"]
