@@ -11,6 +11,13 @@ def whole_number(name: str, value: object, minimum: int = 1) -> int:
     return value
 
 
+def odd_kernel(kernel_size: int, limit: int, of: str) -> int:
+    """Return `kernel_size` if it is odd and at most `limit`, the size of what it lies on. Raises: ValueError."""
+    if whole_number("model.core.kernel_size", kernel_size) % 2 == 0 or kernel_size > limit:
+        raise ValueError(f"model.core.kernel_size={kernel_size}: must be odd and at most {of}={limit}")
+    return kernel_size
+
+
 def one_of(name: str, value: str, legal: Collection[str]) -> str:
     """Return `value` if it is among `legal`. Raises: ValueError."""
     if value not in legal:

@@ -31,12 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     done = subprocess.run([sys.executable, str(TRAIN), "-m", *command])
     if done.returncode not in (0, 5):  # 5: the table says which did not finish
         raise SystemExit(done.returncode)
-    words = " ".join(["python src/zoo.py", *options.words])
-    parts = [_INTRODUCTION.format(command=words, facts=_facts(load([options.folder]))), *tables(load([options.folder]))]
+    longer = [] if options.longer is None else ["--longer FOLDER"]
+    words = " ".join(["python src/zoo.py", *longer, *options.words])
+    runs = load([options.folder])
+    parts = [_INTRODUCTION.format(command=words, facts=_facts(runs)), *tables(runs)]
     if options.longer:
         runs = load([options.longer])
         parts += [
-            f"## Beyond the minute\n\n`python src/train.py model=... task=...` and the words below. {_facts(runs)}\n"
+            f"## Beyond the minute\n\n`python src/train.py model=... task=...` and the words below.\n{_facts(runs)}\n"
         ]
         parts += tables(runs, level="###", words=True)
     try:
@@ -50,8 +52,9 @@ _INTRODUCTION = """# Every core, a minute of training
 
 `{command}`
 
-{facts} Rates and sizes are those of `conf/model` and `conf/pairing`, mostly not tuned: this is what runs and how fast,
-not which model is best.
+{facts}
+As many runs at a time as this machine has GPUs, else cores. Rates and sizes are those of `conf/model` and
+`conf/pairing`, mostly not tuned: this is what runs and how fast, not which model is best.
 """
 
 
@@ -123,4 +126,4 @@ def _facts(runs: Sequence[Run]) -> str:
     where = [s["hardware"] for s in starts]
     cpus = each(*(place["gpu"] or f"{place['cpu']}, {place['threads']} thread" for place in where))
     seeds, torch = each(*(str(s["seeds"]["seed"]) for s in starts)), each(*(s["versions"]["torch"] for s in starts))
-    return f"Commit {commits}; seed {seeds}; {cpus} a run, two runs at a time; torch {torch}."
+    return f"Commit {commits}; seed {seeds}; {cpus} a run; torch {torch}."

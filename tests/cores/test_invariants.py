@@ -224,7 +224,10 @@ def test_kernels_that_are_all_alike_make_a_wrnn() -> None:
             "model=nwm model.core.hidden_size=128",
             "model.core.hidden_size=128: must be the square.* 121 or 144, say",
         ),
-        ("model=nwm model.core.kernel_size=4", "model.core.kernel_size=4: must be odd and at most 16"),
+        (
+            "model=nwm model.core.kernel_size=4",
+            "model.core.kernel_size=4: must be odd and at most the side of the square=16",
+        ),
         ("model=nwm model.core.coupling=cube", "model.core.coupling='cube': must be one of torus, rings, uncoupled"),
         ("model=locally_connected model.core.kernel_size=2", "model.core.kernel_size=2: must be odd and at most"),
         ("model=lem model.core.time_step=0", "model.core.time_step=0: must be a number above 0 and at most 1"),

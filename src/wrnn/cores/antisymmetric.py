@@ -58,20 +58,6 @@ class AntisymmetricRNN(LoopCore):
         self.upper = nn.Parameter(torch.empty(hidden_size * (hidden_size - 1) // 2))
         nn.init.normal_(self.upper, std=weight_scale * hidden_size**-0.5)
 
-    @property
-    def output_size(self) -> int:
-        """N."""
-        return self.hidden_size
-
-    @property
-    def state_size(self) -> int:
-        """N."""
-        return self.hidden_size
-
-    def initial_state(self, batch_size: int) -> Tensor:
-        """Silence: zeros (B, N)."""
-        return self.upper.new_zeros(batch_size, self.hidden_size)
-
     def matrices(self) -> tuple[Tensor, ...]:
         """A, (N, N)."""
         identity = torch.eye(self.hidden_size, dtype=self.upper.dtype, device=self.upper.device)

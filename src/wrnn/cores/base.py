@@ -113,16 +113,34 @@ class Core(nn.Module, ABC):
 class LoopCore(Core):
     """A core whose inputs are mapped for all steps at once, before the loop: step(x) = advance(drive(x)).
 
-    A subclass implements `initial_state`, `advance`, `output_size`, `state_size`, has an `input_map` or its own
-    `drive`, and `matrices` if its loop uses what is derived from weights; those are derived once a sequence.
+    A subclass implements `advance`, has an `input_map` or its own `drive`, and `matrices` if its loop uses what is
+    derived from weights; those are derived once a sequence. Its state is `num_states` tensors (B, N), the first of them
+    the output, unless it says otherwise.
     """
 
+    num_states: ClassVar[int] = 1
+    hidden_size: int
     recurrence: str = "auto"
 
     def use(self, recurrence: str) -> None:
         """Set how the loop is computed, one of LOOPS. Raises: ValueError for another word."""
         self.recurrence = one_of("recurrence", recurrence, LOOPS)
         self._compiled: Callable[..., Any] | None = None
+
+    @property
+    def output_size(self) -> int:
+        """N."""
+        return self.hidden_size
+
+    @property
+    def state_size(self) -> int:
+        """N for each of the state's tensors."""
+        return self.num_states * self.hidden_size
+
+    def initial_state(self, batch_size: int) -> State:
+        """Silence, or rest: zeros (B, N), or as many of them as the state has tensors."""
+        zeros = next(self.parameters()).new_zeros(batch_size, self.hidden_size)
+        return zeros if self.num_states == 1 else (zeros,) * self.num_states
 
     def drive(self, inputs: Tensor) -> Tensor:
         """What the inputs add to each step: (..., I) -> (..., D)."""

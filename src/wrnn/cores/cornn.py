@@ -30,6 +30,8 @@ class CoupledOscillators(LoopCore):
     Raises: ValueError for a size or a number out of range.
     """
 
+    num_states = 2  # y and z
+
     def __init__(
         self,
         input_size: int,
@@ -51,21 +53,6 @@ class CoupledOscillators(LoopCore):
         bound = (input_size + 2 * hidden_size) ** -0.5
         for weight in self.parameters():
             nn.init.uniform_(weight, -bound, bound)
-
-    @property
-    def output_size(self) -> int:
-        """N."""
-        return self.hidden_size
-
-    @property
-    def state_size(self) -> int:
-        """2N: y and z."""
-        return 2 * self.hidden_size
-
-    def initial_state(self, batch_size: int) -> tuple[Tensor, Tensor]:
-        """At rest: y and z, zeros (B, N)."""
-        zeros = self.weight.new_zeros(batch_size, self.hidden_size)
-        return zeros, zeros
 
     def advance(
         self, drive: Tensor, state: tuple[Tensor, Tensor], *matrices: Tensor

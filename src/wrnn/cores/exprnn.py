@@ -64,20 +64,6 @@ class ExponentialRNN(LoopCore):
         """A learns more slowly."""
         return [ParameterGroup((self.upper,), self.skew_lr_scale)]
 
-    @property
-    def output_size(self) -> int:
-        """N."""
-        return self.hidden_size
-
-    @property
-    def state_size(self) -> int:
-        """N."""
-        return self.hidden_size
-
-    def initial_state(self, batch_size: int) -> Tensor:
-        """Silence: zeros (B, N)."""
-        return self.bias.new_zeros(batch_size, self.hidden_size)
-
     def matrices(self) -> tuple[Tensor, ...]:
         """e^A, orthogonal, (N, N)."""
         return (torch.matrix_exp(skew(self.upper, self.hidden_size)),)

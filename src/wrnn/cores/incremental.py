@@ -54,20 +54,6 @@ class IncrementalRNN(LoopCore):
         self.eta = nn.Parameter(torch.ones(num_increments))
         self.alpha = nn.Parameter(torch.ones(()))
 
-    @property
-    def output_size(self) -> int:
-        """N."""
-        return self.hidden_size
-
-    @property
-    def state_size(self) -> int:
-        """N."""
-        return self.hidden_size
-
-    def initial_state(self, batch_size: int) -> Tensor:
-        """Silence: zeros (B, N)."""
-        return self.eta.new_zeros(batch_size, self.hidden_size)
-
     def advance(self, drive: Tensor, state: Tensor, *matrices: Tensor) -> tuple[Tensor, Tensor]:
         """One step; see `LoopCore`."""
         increment = torch.zeros_like(state)

@@ -29,6 +29,8 @@ class LongExpressiveMemory(LoopCore):
     Raises: ValueError for a size or a step out of range.
     """
 
+    num_states = 2  # y and z
+
     def __init__(
         self, input_size: int, hidden_size: int = 128, time_step: float = 1.0, recurrence: str = "auto"
     ) -> None:
@@ -42,21 +44,6 @@ class LongExpressiveMemory(LoopCore):
         self.weight_from_z = nn.Parameter(torch.empty(hidden_size, hidden_size))
         for weight in self.parameters():
             nn.init.uniform_(weight, -(hidden_size**-0.5), hidden_size**-0.5)
-
-    @property
-    def output_size(self) -> int:
-        """N."""
-        return self.hidden_size
-
-    @property
-    def state_size(self) -> int:
-        """2N: y and z."""
-        return 2 * self.hidden_size
-
-    def initial_state(self, batch_size: int) -> tuple[Tensor, Tensor]:
-        """Silence: y and z, zeros (B, N)."""
-        zeros = self.weight_from_y.new_zeros(batch_size, self.hidden_size)
-        return zeros, zeros
 
     def advance(
         self, drive: Tensor, state: tuple[Tensor, Tensor], *matrices: Tensor

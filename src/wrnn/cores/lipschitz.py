@@ -58,20 +58,6 @@ class LipschitzRNN(LoopCore):
         for matrix in (self.linear, self.weight):
             nn.init.normal_(matrix, std=weight_scale / hidden_size)
 
-    @property
-    def output_size(self) -> int:
-        """N."""
-        return self.hidden_size
-
-    @property
-    def state_size(self) -> int:
-        """N."""
-        return self.hidden_size
-
-    def initial_state(self, batch_size: int) -> Tensor:
-        """Silence: zeros (B, N)."""
-        return self.weight.new_zeros(batch_size, self.hidden_size)
-
     def matrices(self) -> tuple[Tensor, ...]:
         """A and W, each (N, N)."""
         return self._mixed(self.linear), self._mixed(self.weight)

@@ -9,7 +9,7 @@ neuron alike, with the bias at 0.
 import torch
 from torch import Tensor, nn
 
-from wrnn.checks import one_of, whole_number
+from wrnn.checks import odd_kernel, one_of, whole_number
 from wrnn.cores.base import LoopCore
 from wrnn.inits import Initializer, ones_, shift_
 from wrnn.recurrence import NONLINEARITIES
@@ -49,11 +49,7 @@ class LocallyConnectedRNN(LoopCore):
         self.input_size = whole_number("input_size", input_size)
         self.num_channels = whole_number("model.core.num_channels", num_channels)
         self.ring_size = whole_number("model.core.ring_size", ring_size)
-        self.kernel_size = whole_number("model.core.kernel_size", kernel_size)
-        if kernel_size % 2 == 0 or kernel_size > ring_size:
-            raise ValueError(
-                f"model.core.kernel_size={kernel_size}: must be odd and at most model.core.ring_size={ring_size}"
-            )
+        self.kernel_size = odd_kernel(kernel_size, ring_size, "model.core.ring_size")
         self.nonlinearity = one_of("model.core.nonlinearity", nonlinearity, NONLINEARITIES)
         self.input_map = nn.Linear(input_size, num_channels * ring_size)
         self.kernel = nn.Parameter(torch.empty(ring_size, num_channels, num_channels, kernel_size))

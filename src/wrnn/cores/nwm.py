@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wrnn.checks import not_negative, one_of, positive, whole_number
+from wrnn.checks import not_negative, odd_kernel, one_of, positive, whole_number
 from wrnn.cores.base import LoopCore
 from wrnn.cores.cornn import oscillate
 
@@ -37,6 +37,8 @@ class NeuralWaveMachine(LoopCore):
 
     Raises: ValueError for a size or a number out of range.
     """
+
+    num_states = 2  # y and z
 
     def __init__(
         self,
@@ -62,10 +64,7 @@ class NeuralWaveMachine(LoopCore):
                     f"model.core.hidden_size={hidden_size}: must be the square of a whole number for"
                     f" model.core.coupling={coupling}; {near}, say"
                 )
-            if whole_number("model.core.kernel_size", kernel_size) % 2 == 0 or kernel_size > self.side:
-                raise ValueError(
-                    f"model.core.kernel_size={kernel_size}: must be odd and at most {self.side}, the side of the square"
-                )
+            odd_kernel(kernel_size, self.side, "the side of the square")
         self.halo = kernel_size // 2
         self.time_step = positive("model.core.time_step", time_step)
         self.gamma = not_negative("model.core.gamma", gamma)
@@ -79,24 +78,9 @@ class NeuralWaveMachine(LoopCore):
         nn.init.uniform_(self.bias, -bound, bound)
 
     @property
-    def output_size(self) -> int:
-        """N."""
-        return self.hidden_size
-
-    @property
-    def state_size(self) -> int:
-        """2N: y and z."""
-        return 2 * self.hidden_size
-
-    @property
     def ring_shape(self) -> tuple[int, int] | None:
         """(S, S) where rows are rings or the square is a torus."""
         return None if self.coupling == "uncoupled" else (self.side, self.side)
-
-    def initial_state(self, batch_size: int) -> tuple[Tensor, Tensor]:
-        """At rest: y and z, zeros (B, N)."""
-        zeros = self.kernel.new_zeros(batch_size, self.hidden_size)
-        return zeros, zeros
 
     def advance(
         self, drive: Tensor, state: tuple[Tensor, Tensor], *matrices: Tensor

@@ -12,8 +12,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from wrnn.checks import one_of, whole_number
-from wrnn.cores.base import LOOPS, LoopCore, State
+from wrnn.checks import whole_number
+from wrnn.cores.base import LoopCore, State
 from wrnn.cores.stack import Layer, causal_filter
 
 # B batch, T time, I input features, H features or channels, N places
@@ -41,7 +41,7 @@ class ShiftRegister(LoopCore):
         recurrence: str = "auto",
     ) -> None:
         super().__init__()
-        self.recurrence = one_of("recurrence", recurrence, LOOPS)
+        self.use(recurrence)
         whole_number("input_size", input_size)
         self.num_channels = whole_number("model.core.num_channels", num_channels)
         self.num_places = places(num_places, sequence_length, "model.core.num_places")

@@ -32,6 +32,8 @@ class URLSTM(LoopCore):
     Raises: ValueError for a size or a choice that makes no sense.
     """
 
+    num_states = 2  # h and c
+
     def __init__(
         self,
         input_size: int,
@@ -58,21 +60,6 @@ class URLSTM(LoopCore):
             self.input_map.bias[:hidden_size] = spread
             if refine and refine_bias == "minus":
                 self.input_map.bias[hidden_size : 2 * hidden_size] = -spread
-
-    @property
-    def output_size(self) -> int:
-        """N."""
-        return self.hidden_size
-
-    @property
-    def state_size(self) -> int:
-        """2N: h and c."""
-        return 2 * self.hidden_size
-
-    def initial_state(self, batch_size: int) -> tuple[Tensor, Tensor]:
-        """Silence: h and c, zeros (B, N)."""
-        zeros = self.weight.new_zeros(batch_size, self.hidden_size)
-        return zeros, zeros
 
     def advance(
         self, drive: Tensor, state: tuple[Tensor, Tensor], *matrices: Tensor

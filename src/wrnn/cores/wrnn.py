@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wrnn.checks import one_of, whole_number
+from wrnn.checks import odd_kernel, one_of, whole_number
 from wrnn.cores.base import Core, State
 from wrnn.inits import Initializer, ones_, shift_
 from wrnn.recurrence import BACKENDS, NONLINEARITIES, Sequence, choose, ring_recurrence
@@ -55,11 +55,7 @@ class TravelingWaveRNN(Core):
         self.input_size = whole_number("input_size", input_size)
         self.num_channels = whole_number("model.core.num_channels", num_channels)
         self.ring_size = whole_number("model.core.ring_size", ring_size)
-        self.kernel_size = whole_number("model.core.kernel_size", kernel_size)
-        if kernel_size % 2 == 0 or kernel_size > ring_size:
-            raise ValueError(
-                f"model.core.kernel_size={kernel_size}: must be odd and at most model.core.ring_size={ring_size}"
-            )
+        self.kernel_size = odd_kernel(kernel_size, ring_size, "model.core.ring_size")
         self.nonlinearity = one_of("model.core.nonlinearity", nonlinearity, NONLINEARITIES)
         self.init, self.input_init = init, input_init
         self.recurrence = one_of("recurrence", recurrence, BACKENDS)
