@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from wrnn.errors import ConfigError
 from wrnn.zoo import main
 
 
@@ -13,8 +16,17 @@ def test_the_table_names_what_ran_and_what_did_not(tmp_path: Path) -> None:
     main([*words, "--folder", str(folder), "--longer", str(folder), "--output", str(output)])
     text, longer = output.read_text().split("## Beyond the minute")
     assert "### copy" in longer and longer.count("| cornn") == 2
-    assert "python src/zoo.py model=lem,cornn" in text and "seed 0" in text and "1 thread a run" in text
+    assert "python src/zoo.py --longer FOLDER model=lem,cornn" in text and "seed 0" in text and "1 thread a run" in text
     rows = [line for line in text.splitlines() if line.startswith("| cornn")]
     count = 128 * (2 + 2 * 128) + 128 + 129  # on adding: W, W', V, b and the readout
     assert len(rows) == 2 and f" {count:,} |" in rows[0] and " 3 |" in rows[0]
     assert text.count("| lem") == 2 and "without memory 0.167" in text and "without memory 0.416" in text
+
+
+def test_a_table_is_not_lost_to_a_sweep_of_which_nothing_finished(tmp_path: Path) -> None:
+    output = tmp_path / "zoo.md"
+    output.write_text("an older table")
+    words = ["model=lem", "task=adding", "trainer.max_time=x", "trainer=cpu", "--folder", str(tmp_path / "zoo")]
+    with pytest.raises(ConfigError, match="no run has finished, see above; .*zoo.md was left as it is"):
+        main([*words, "--output", str(output)])
+    assert output.read_text() == "an older table"

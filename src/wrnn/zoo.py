@@ -20,7 +20,10 @@ TRAIN = Path(__file__).parents[1] / "train.py"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what is not done of the sweep and write the table. Raises: ConfigError where a file cannot be used."""
+    """Run what is not done of the sweep and write the table; exit code 5 where some runs did not finish.
+
+    Raises: ConfigError where none did, or a file cannot be used; then nothing is written.
+    """
     parser = argparse.ArgumentParser(description="Every core on adding T=100 and copy T=30, a minute each.")
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="more for the sweep, e.g. trainer.max_time=...")
     parser.add_argument("--folder", type=Path, default=Path("runs/zoo"), help="of the sweep")
@@ -34,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     longer = [] if options.longer is None else ["--longer FOLDER"]
     words = " ".join(["python src/zoo.py", *longer, *options.words])
     runs = load([options.folder])
+    if not any(run.state == FINISHED for run in runs):
+        raise ConfigError(f"{options.folder}: no run has finished, see above; {options.output} was left as it is")
     parts = [_INTRODUCTION.format(command=words, facts=_facts(runs)), *tables(runs)]
     if options.longer:
         runs = load([options.longer])
@@ -46,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         raise ConfigError(f"--output={options.output}: cannot be written to ({error.strerror})") from error
     print(options.output)
+    if done.returncode:
+        raise SystemExit(done.returncode)
 
 
 _INTRODUCTION = """# Every core, a minute of training
