@@ -1,6 +1,6 @@
 """The one LightningModule: any core, any readout, any objective."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -44,7 +44,7 @@ class SequenceModule(L.LightningModule):
 
     Args:
         core, readout, objective: built parts.
-        optimizer: from parameters to an optimizer.
+        optimizer: from groups of parameters to an optimizer.
         schedule: the learning-rate schedule.
         seed: all that a training step draws at random (dropout, say) is a function of it and of the step, so that a
             resumed run draws what an uninterrupted one would have.
@@ -60,7 +60,7 @@ class SequenceModule(L.LightningModule):
         core: Core,
         readout: nn.Module,
         objective: Objective,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer],
         schedule: Schedule,
         seed: int = 0,
         identity: Mapping[str, Any] | None = None,
@@ -156,7 +156,7 @@ class SequenceModule(L.LightningModule):
             make = partial(make.func, *make.args, **{"fused": True, **make.keywords})
         groups, scales = self._parameter_groups()
         try:
-            optimizer = make(groups)  # type: ignore[arg-type]  # all take groups
+            optimizer = make(groups)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"optimizer: {error}") from error
         for group, scale in zip(optimizer.param_groups, scales, strict=True):
