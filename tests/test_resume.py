@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from conftest import ROOT, TINY_COPY, TINY_PSMNIST, Compose
+from wrnn.errors import Interrupted
 from wrnn.files import read_json
+from wrnn.loggers import MetricsCSV
 from wrnn.training import train
 
 LONGER = {"copy": ("trainer.max_steps=200",), "psmnist": ("trainer.max_epochs=5", "trainer.limit_val_batches=1")}
@@ -62,6 +64,27 @@ def test_a_budget_that_ends_in_mid_epoch_is_taken_up(compose_config: Compose, tm
     train(compose_config(*choices, "ckpt_path=last", f"paths.run_dir={tmp_path}/parts"))
     assert all(torch.equal(a, b) for a, b in zip(
         weights(tmp_path / "whole").values(), weights(tmp_path / "parts").values(), strict=True))  # fmt: skip
+
+
+@pytest.mark.parametrize("at", [2, 5, 6])  # of 6 in an epoch: in the middle, before and after what validation follows
+def test_a_signal_between_two_batches_costs_none(
+    compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    folder, log = tmp_path / "stopped", MetricsCSV.log_metrics
+
+    def stop(self: MetricsCSV, metrics: dict[str, float], step: int) -> None:
+        log(self, metrics, step)
+        if "train/loss" in metrics and step + 1 == at:
+            signal.raise_signal(signal.SIGTERM)
+
+    train(compose_config(*TINY_COPY, f"paths.run_dir={tmp_path}/whole"))
+    with monkeypatch.context() as patched, pytest.raises(Interrupted, match="ckpt_path=last goes on"):
+        patched.setattr(MetricsCSV, "log_metrics", stop)
+        train(compose_config(*TINY_COPY, f"paths.run_dir={folder}"))
+    saved = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+    assert saved == {2: 3, 5: 5, 6: 5}[at]  # in validation: the batch before the one that it follows
+    train(compose_config(*TINY_COPY, "ckpt_path=last", f"paths.run_dir={folder}"))
+    assert_same_run(folder, tmp_path / "whole")
 
 
 def start(folder: Path, task: str, *extra: str) -> subprocess.Popen[str]:

@@ -74,10 +74,12 @@ class ResumePoint(Checkpoint):
         self._saved_step = -1
         self._signal: int | None = None
         self._training = False
+        self._trainer: L.Trainer | None = None
         self._old_handlers: dict[signal.Signals, Any] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Listen to the signals while Lightning trains or tests."""
+        self._trainer = trainer
         if not self._old_handlers:
             self._old_handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
@@ -93,6 +95,8 @@ class ResumePoint(Checkpoint):
         if self._signal is not None or not self._training:
             raise Interrupted(number, f"stopped by {signal.Signals(number).name}")
         self._signal = number
+        if self._trainer is not None:  # Lightning, which was told first, would leave after this batch, saved or not
+            self._trainer._signal_connector.received_sigterm = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Drop metrics that a killed run wrote after its last checkpoint, and start the clock."""
