@@ -118,6 +118,23 @@ def test_never_solved_is_reproduced_by_runs_that_never_solve_it(
     assert verdict(experiments, "Table 7", "adding T=700, solved at", "wRNN", *late) == ("differs", "")  # no mean
 
 
+@pytest.mark.parametrize(
+    ("runs", "expected"),
+    [
+        ([(0, 0.02, 900), (1, 0.02, 1100), (2, 0.01, 1000)], ("reproduced", "")),
+        ([(0, 0.02, 5000), (1, 0.02, 5000), (2, 1, 5000)], ("differs", "")),
+        ([(0, 1, 900), (1, 0.02, 900)], ("partial budget", "2 of 3 seeds, inside the band")),
+        ([(0, 0.02, 900), (0, 0.5, None), (1, 0.02, 900), (2, 0.02, 900)], ("reproduced", "")),
+        ([(0, 0.02, 900), (1, 0.02, 900), (2, 0.01, None)], ("partial budget", "1 % of the budget, inside the band")),
+    ],
+)
+def test_a_solved_step_needs_no_more_budget_than_that(
+    experiments: Experiments, make_record: MakeRecord, runs: list[Any], expected: tuple[str, str]
+) -> None:
+    records = [make_record("wrnn_adding_t1000", seed, share, solved_step=step) for seed, share, step in runs]
+    assert verdict(experiments, "Table 1", "wRNN solved at", "1000", *records) == expected
+
+
 def test_of_two_kernels_the_better_counts(experiments: Experiments, make_record: MakeRecord) -> None:
     metric = "test/cross_entropy_over_50"
     records = [make_record("wrnn_copy_t0_random_u", seed, **{metric: 1e-10}) for seed in range(3)]

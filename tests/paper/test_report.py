@@ -81,6 +81,10 @@ def test_claims(make_record: MakeRecord, experiments: Experiments) -> None:
     never = [make_record("irnn_adding_t100", 0, share=0.5, solved_step=None)]
     fast = [make_record("wrnn_adding_t100", 0, solved_step=500)]
     assert states(*never, *fast)["Adding, T = 100"] == ("more than 60", "so far yes")
+    ours = [make_record("wrnn_adding_t1000", seed, share=0.02, solved_step=900 + 100 * seed) for seed in range(3)]
+    (solved,) = (one for one in judge(book.Ledger(Path(), ours, []), experiments).claims if "1.7k" in one.text)
+    assert (solved.found, solved.state) == ("1000", "holds")
+    assert solved.basis == "wrnn_adding_t1000: 1000 ± 100, n=3, solved"
     early = [make_record(f"{model}_psmnist", share=0.025, **{"test/accuracy": 0.9}) for model in ("wrnn", "irnn")]
     assert states(*early)["psMNIST"] == ("+0.00", "not yet decidable")  # 3 of 120 epochs against 6.25 of 250
     three = [

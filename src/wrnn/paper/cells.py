@@ -25,6 +25,7 @@ MAX_DIFFERENCES = 3  # of a variation from its experiment
 
 Verdict = Literal["reproduced", "differs", "partial budget", "not run"]
 VERDICTS: tuple[Verdict, ...] = ("reproduced", "differs", "partial budget", "not run")
+SOLVED = "solved_step"
 HIGHER_IS_BETTER = ("accuracy", "sequence_accuracy")
 
 
@@ -67,14 +68,17 @@ class Measured:
     """What the runs of one experiment under one preset give.
 
     Attributes:
-        values: one a seed, None where a threshold was never reached; of the runs with the largest budget.
+        values: one a seed, None where a threshold was never reached.
         runs: the records they are of.
-        share: of the published budget that these runs used, at most 1.
+        share: of the published budget that each of these runs used at least, at most 1.
+        is_whole: whether the whole budget would give the same values: it was used, or what is asked for is the step at
+            which the task was solved, and it was.
     """
 
     values: list[float | None]
     runs: list[Record]
     share: float
+    is_whole: bool
 
     @property
     def numbers(self) -> list[float]:
@@ -230,16 +234,28 @@ def deviations(expected: Mapping[str, Any], run: Record) -> dict[str, tuple[Any,
 def measured(
     placed: Placed, experiments: Experiments, experiment: str, metric: str, preset: str = "corrected"
 ) -> Measured | None:
-    """The runs of an experiment with the largest budget, one a seed; the newest where a seed was run twice."""
+    """The runs of an experiment with the largest budget, one a seed; the newest where a seed was run twice.
+
+    What happened at the step that solved a task happened whatever budget followed. So for `solved_step` each seed
+    counts: with the run that solved it, or with its largest budget.
+    """
     runs = [run for run in placed.runs.get(experiment, []) if run.preset == preset]
     if not runs:
         return None
     shares = {run.id: experiments.share(experiment, run) for run in runs}
+    solved = {run.id: metric == SOLVED and run.results.get(metric) is not None for run in runs}
     largest = max(shares.values())
-    chosen = {run.seed: run for run in sorted(runs, key=lambda run: run.date) if shares[run.id] == largest}
+    counted = runs if metric == SOLVED else [run for run in runs if shares[run.id] == largest]
+    counted.sort(key=lambda run: (solved[run.id], shares[run.id], run.date))
+    chosen = {run.seed: run for run in counted}
     ordered = [chosen[seed] for seed in sorted(chosen)]
     found = [run.results.get(metric) for run in ordered]
-    return Measured([None if value is None else scale_of(metric) * float(value) for value in found], ordered, largest)
+    return Measured(
+        values=[None if value is None else scale_of(metric) * float(value) for value in found],
+        runs=ordered,
+        share=min(shares[run.id] for run in ordered),
+        is_whole=all(shares[run.id] >= 1 or solved[run.id] for run in ordered),
+    )
 
 
 def scale_of(metric: str) -> float:
@@ -260,7 +276,7 @@ def answer(cell: Cell, placed: Placed, experiments: Experiments) -> Answer:
         value = option.value(option.measured)
         if option.measured is None or value is None:
             return (-1.0 if option.measured is None else option.measured.share, float("-inf"))
-        return option.measured.share, value if cell.higher_is_better else -value
+        return max(option.measured.share, option.measured.is_whole), value if cell.higher_is_better else -value
 
     return max(options, key=rank)
 
@@ -270,7 +286,7 @@ def _judge(cell: Cell, measured: Measured | None) -> tuple[Verdict, str]:
         return "not run", ""
     inside = within_band(cell, measured)
     where = "inside the band" if inside else "outside the band"
-    if measured.share < 1:
+    if not measured.is_whole:
         return "partial budget", f"{100 * measured.share:.3g} % of the budget, {where}"
     count = len(measured.runs)
     if count < SEEDS_NEEDED:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from wrnn.paper.cells import HIGHER_IS_BETTER, SEEDS_NEEDED, Experiments, Measured, Placed, inside, measured
+from wrnn.paper.cells import HIGHER_IS_BETTER, SEEDS_NEEDED, SOLVED, Experiments, Measured, Placed, inside, measured
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Claim:
         found: our number in words; empty where a run is missing.
         state: `holds`, `does not hold`, `so far yes`, `so far no`, `not run`, or `not yet decidable` where accuracies
             after different numbers of epochs would be compared.
-        basis: the experiments with seeds and share of the budget.
+        basis: the experiments with mean and standard deviation, seeds and share of the budget.
         needs: experiments that lack seeds or budget.
     """
 
@@ -53,19 +53,23 @@ def evaluate(claim: Mapping[str, Any], placed: Placed, experiments: Experiments)
         wanted=_wanted(kind, band),
         found=found,
         state=state if all(found_runs) else "not run",
-        basis="; ".join(_basis(name, one) for name, one in zip(names, found_runs, strict=True)),
+        basis="; ".join(_basis(name, one, metric) for name, one in zip(names, found_runs, strict=True)),
         needs=needs,
     )
 
 
 def _is_whole(measured: Measured | None) -> bool:
-    return measured is not None and measured.share >= 1 and len(measured.runs) >= SEEDS_NEEDED
+    return measured is not None and measured.is_whole and len(measured.runs) >= SEEDS_NEEDED
 
 
-def _basis(name: str, measured: Measured | None) -> str:
+def _basis(name: str, measured: Measured | None, metric: str) -> str:
     if measured is None:
         return f"{name}: none"
-    return f"{name}: n={len(measured.runs)}, {100 * measured.share:.3g} % of the budget"
+    value = "never" if measured.mean is None else f"{measured.mean:.4g}"
+    spread = "" if measured.spread is None else f" ± {measured.spread:.3g}"
+    solved = metric == SOLVED and measured.is_whole and measured.mean is not None
+    budget = "solved" if solved else f"{100 * measured.share:.3g} % of the budget"
+    return f"{name}: {value}{spread}, n={len(measured.runs)}, {budget}"
 
 
 def _compare(
@@ -76,7 +80,7 @@ def _compare(
     if kind == "ratio":
         first, second = values
         at_least = ""
-        if first is None and metric == "solved_step":
+        if first is None and metric == SOLVED:
             first, at_least = min(float(run.results["steps"]) for run in measured[0].runs), "more than "
         if first is None or second is None or second == 0:
             return "never reached", False

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from wrnn.compare.tables import LATEX, MARKDOWN, escaped
 from wrnn.paper.cells import (
     SEEDS_NEEDED,
+    SOLVED,
     VERDICTS,
     Answer,
     Experiments,
@@ -253,7 +254,7 @@ def number(value: float | None, metric: str) -> str:
     """A number as the table shows it: accuracy in %, steps as whole numbers, errors with two digits."""
     if value is None:
         return "never"
-    if metric == "solved_step":
+    if metric == SOLVED:
         return f"{value:,.0f}"
     if metric.endswith("/accuracy") or not metric:
         return f"{value:.2f}".rstrip("0").rstrip(".") if value == round(value, 1) else f"{value:.2f}"
@@ -320,10 +321,10 @@ def _value(run: Record, metric: str) -> float | None:
 
 def _solved(run: Record) -> str:
     """The step at which a task that can be solved was, by which metric."""
-    if "solved_step" not in run.results:
+    if SOLVED not in run.results:
         return ""
     watched = run.settings["task"]["monitor"]["solved_metric"]
-    return f"{number(run.results['solved_step'], 'solved_step')}, by {watched}"
+    return f"{number(run.results[SOLVED], SOLVED)}, by {watched}"
 
 
 def _budget(run: Record) -> str:
