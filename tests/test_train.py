@@ -131,6 +131,20 @@ def test_adding_says_when_it_was_solved(compose_config: Compose, tmp_path: Path)
     assert solved["solved_step"] == 6 and never["solved_step"] is None
 
 
+def test_a_run_ends_where_it_is_solved_if_asked_to(compose_config: Compose, tmp_path: Path) -> None:
+    solved = "callbacks.solved_step"
+    stop = (*TINY_COPY, f"{solved}.metric=val/accuracy", f"{solved}.mode=max", f"{solved}.stop=true")
+    whole = train(compose_config(*stop, f"{solved}.threshold=1.1", f"paths.run_dir={tmp_path}/whole"))
+    early = train(compose_config(*stop, f"{solved}.threshold=0", f"paths.run_dir={tmp_path}/early"))
+    assert (whole["steps"], whole["solved_step"]) == (15, None) and (early["steps"], early["solved_step"]) == (6, 6)
+    assert early["identity"] == whole["identity"]
+    bad_words = ("threshold=null", "threshold=0 metric=val/acuracy", "threshold=0 mode=up")
+    for number, bad in enumerate(bad_words):
+        words = [f"{solved}.{word}" for word in bad.split()]
+        with pytest.raises(ConfigError, match=words[-1].split("=")[0] + "|needs"):
+            train(compose_config(*stop, *words, f"paths.run_dir={tmp_path}/{number}"))
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(compose_config: Compose, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     choices = (

@@ -14,7 +14,8 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from wrnn.errors import DivergedError, Interrupted
+from wrnn.checks import one_of
+from wrnn.errors import ConfigError, DivergedError, Interrupted
 from wrnn.loggers import MetricsCSV
 from wrnn.module import is_logged_step
 
@@ -230,20 +231,28 @@ class StopOnNonFinite(L.Callback):
 
 
 class SolvedStep(L.Callback):
-    """Notes the first step at which a metric was at or below a threshold; None while it was not.
+    """Notes the first step at which a metric was as good as a threshold; None while it was not.
 
     Args:
         metric: logged name, of validation (looked at after each) or of training (looked at every logged step).
         threshold: None switches the callback off.
+        mode: `min` or `max`, which way the metric gets better.
+        stop: end the training there, with what the budget has left unused.
     """
 
-    def __init__(self, metric: str | None, threshold: float | None) -> None:
-        self.metric, self.threshold = metric, threshold
+    def __init__(self, metric: str | None, threshold: float | None, mode: str = "min", stop: bool = False) -> None:
+        one_of("callbacks.solved_step.mode", mode, ("min", "max"))
+        if stop and (metric is None or threshold is None):
+            raise ValueError("callbacks.solved_step.stop=true: needs callbacks.solved_step.metric and threshold")
+        self.metric, self.threshold, self.mode, self.stop = metric, threshold, mode, stop
         self.step: int | None = None
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look at a validation metric."""
+        """Look at a validation metric. Raises: ConfigError where there is none of that name."""
         if self.metric and not self.metric.startswith("train/"):
+            if self.threshold is not None and self.metric not in trainer.callback_metrics:
+                known = sorted(name for name in trainer.callback_metrics if name.startswith("val/"))
+                raise ConfigError(f"callbacks.solved_step.metric={self.metric}: not measured; {', '.join(known)} are")
             self._look(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
@@ -252,12 +261,15 @@ class SolvedStep(L.Callback):
             self._look(trainer)
 
     def _look(self, trainer: L.Trainer) -> None:
-        if self.step is not None or self.threshold is None or trainer.state.fn != "fit":
+        if self.threshold is None or trainer.state.fn != "fit":
             return
         value = trainer.callback_metrics.get(self.metric or "")
-        if value is not None and value <= self.threshold:
-            self.step = trainer.global_step
-            logger.info(f"solved at step {self.step}: {self.metric} {value:.3g} <= {self.threshold:g}")
+        if self.step is None and value is not None:
+            if value <= self.threshold if self.mode == "min" else value >= self.threshold:
+                self.step = trainer.global_step
+                logger.info(f"solved at step {self.step}: {self.metric} {value:.3g}, wanted {self.threshold:g}")
+        if self.stop and self.step is not None:
+            trainer.should_stop = True
 
     def state_dict(self) -> dict[str, int | None]:
         """For the checkpoint."""
