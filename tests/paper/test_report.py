@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from conftest import CONF, ROOT, Compose, MakeRecord
 from wrnn.paper import ledger as book
 from wrnn.paper.cells import Experiments, experiments_in
 from wrnn.paper.command import main
-from wrnn.paper.report import LEDGER_WORD, claims_frame, judge, markdown
+from wrnn.paper.report import LEDGER_WORD, claims_frame, costs_frame, judge, markdown
 from wrnn.paper.state_figures import load
 from wrnn.training import train
 
@@ -93,6 +93,19 @@ def test_claims(make_record: MakeRecord, experiments: Experiments) -> None:
         for seed in range(3)
     ]
     assert states(*three)["Start of the kernel on sMNIST"] == ("97 > 95 > 96", "does not hold")
+
+
+def test_what_is_missing_has_a_price_where_it_was_timed(make_record: MakeRecord, experiments: Experiments) -> None:
+    runs = [
+        replace(make_record("wrnn_copy_t0", seed), steps_per_second=speed) for seed, speed in ((0, 10.0), (1, 100.0))
+    ]
+    runs += [replace(make_record("irnn_copy_t80", share=0.1), steps_per_second=100.0)]
+    runs += [replace(make_record("wrnn_copy_t30"), steps_per_second=None)]
+    frame, untimed = costs_frame(judge(book.Ledger(Path(), runs, []), experiments))
+    assert frame[["experiment", "lacks", "hours"]].to_numpy().tolist() == [
+        ["irnn_copy_t80", "3 x 60,000 steps", "0.5"], ["wrnn_copy_t0", "1 x 60,000 steps", "0.167"],
+    ]  # fmt: skip
+    assert "wrnn_copy_t30" in untimed and "wrnn_copy_t0" not in untimed
 
 
 def test_every_figure_is_drawn_also_where_nothing_was_run(tmp_path: Path, make_record: MakeRecord) -> None:

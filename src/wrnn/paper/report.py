@@ -9,6 +9,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from wrnn.compare.tables import LATEX, MARKDOWN, escaped
+from wrnn.paper import followed_up
 from wrnn.paper.cells import (
     SEEDS_NEEDED,
     SOLVED,
@@ -97,12 +98,29 @@ def markdown(paper: Paper) -> str:
     needed = [name for claim in paper.claims for name in claim.needs]
     if needed:
         parts.append(f"What they still need:\n\n    {command(needed)}\n")
+    costs, untimed = costs_frame(paper)
+    parts.append(
+        f"## What to run next\n\nWhat claims and cells lack of their published budget with {SEEDS_NEEDED} seeds: "
+        "claims first, then cells, the cheapest first. Hours of one run after another at the highest speed that the "
+        "ledger has for the experiment on that hardware, beside whatever else the machine did.\n\n" + _table(costs)
+    )
+    if untimed:
+        parts.append(f"Not timed, as they were never run: {', '.join(untimed)}.\n")
+    follow_ups = followed_up.entries()
     for name, table in paper.content["tables"].items():
         answers = [one for one in paper.answers if one.cell.table == name]
         parts.append(f"## {name}\n\n{table['caption']}.\n")
         if "note" in table:
             parts.append(f"{table['note'].strip()}\n")
         parts.append(_table(cells_frame(paper, name)))
+        tabled = {experiment for one in answers for experiment in one.cell.experiments}
+        said = [
+            followed_up.sentence(one, paper.placed, paper.experiments)
+            for one in follow_ups
+            if one["experiment"] in tabled
+        ]
+        if any(said):
+            parts.append("Followed up:\n\n" + "\n".join(f"- {line}" for line in said if line) + "\n")
         short = [n for one in answers if one.verdict in VERDICTS[2:] for n in one.cell.experiments]
         if short:
             parts.append(f"Whole, with {SEEDS_NEEDED} seeds:\n\n    {command(short)}\n")
@@ -225,6 +243,37 @@ def cells_frame(paper: Paper, name: str) -> pd.DataFrame:
     ]
     frame = pd.DataFrame(rows, columns=heads)
     return frame.drop(columns=[head for head in ("released_code", "sd") if frame[head].eq("").all()])
+
+
+def costs_frame(paper: Paper) -> tuple[pd.DataFrame, list[str]]:
+    """A row an experiment that claims or cells lack runs of, with what they cost; and those that were never timed."""
+    wanted = {name: claim.where for claim in reversed(paper.claims) for name in claim.needs}
+    cells = {
+        name: one.cell.table for one in paper.answers if one.verdict in VERDICTS[2:] for name in one.cell.experiments
+    }
+    rows, untimed = [], []
+    for name, where in {**cells, **wanted}.items():
+        runs = paper.placed.runs.get(name, [])
+        timed = [(run.steps_per_second, run) for run in runs if run.steps_per_second]
+        if not timed:
+            untimed.append(name)
+            continue
+        speed, fastest = max(timed, key=lambda pair: pair[0])
+        whole = {run.seed for run in runs if run.preset == "corrected" and paper.experiments.share(name, run) >= 1}
+        missing = max(0, SEEDS_NEEDED - len(whole))
+        unit, budget = paper.experiments.budget(name)
+        steps = budget if unit == "steps" else budget * fastest.budget["steps"] / fastest.budget["epochs"]
+        hours = missing * steps / speed / 3600
+        row = {
+            "experiment": name,
+            "for": where,
+            "lacks": f"{missing} x {budget:,} {unit}",
+            "steps/s": f"{speed:.3g}",
+            "hardware": _hardware(fastest),
+            "hours": f"{hours:.3g}",
+        }
+        rows.append((name not in wanted, hours, row))
+    return pd.DataFrame([row for *_, row in sorted(rows, key=lambda one: one[:2])]), sorted(untimed)
 
 
 def _shown(one: Answer, measured: Measured | None) -> str:
@@ -354,13 +403,17 @@ def runs_frame(paper: Paper) -> pd.DataFrame:
                 "measured": number(_value(run, metric), metric),
                 "solved at": _solved(run),
                 "steps/s": "" if run.steps_per_second is None else f"{run.steps_per_second:.3g}",
-                "hardware": f"{run.hardware['gpu'] or run.hardware['cpu']}, threads: {run.hardware['threads']}",
+                "hardware": _hardware(run),
                 "commit": " ".join(run.commits),
                 "date": run.date[:10],
                 "command": f"python src/train.py {' '.join(run.overrides)}",
             }
         )
     return pd.DataFrame(rows)
+
+
+def _hardware(run: Record) -> str:
+    return f"{run.hardware['gpu'] or run.hardware['cpu']}, threads: {run.hardware['threads']}"
 
 
 def _table(frame: pd.DataFrame) -> str:
