@@ -119,7 +119,8 @@ def fingerprint(cfg: DictConfig) -> str:
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"not the config of a run: {type(error).__name__} {first_line(error)}") from error
     assert isinstance(callbacks, dict)
-    rules = {str(key): rule for key, rule in callbacks.items() if key not in _WATCHERS and rule is not None}
+    watchers = {key for key in _WATCHERS if not (callbacks.get(key) or {}).get("stop")}  # solved_step.stop is a rule
+    rules = {str(key): rule for key, rule in callbacks.items() if key not in watchers and rule is not None}
     return digest({**plain, "rules": rules} if rules else plain)
 
 

@@ -209,8 +209,9 @@ def test_the_name_of_a_run_changes_with_its_result_and_with_nothing_else(compose
     base = fingerprint(compose_config())
     same = ["logger=none", "hydra/launcher=local", "retry=true", "group=x", "trainer=cpu", "cuda_graphs=true"]
     other = ["seed=1", "trainer.max_steps=7", "trainer.limit_val_batches=2", "callbacks=give_up"]
+    other += ["callbacks.solved_step.stop=true"]
     assert all(fingerprint(compose_config(change)) == base for change in same)
-    assert len({fingerprint(compose_config(change)) for change in other} | {base}) == 5
+    assert len({fingerprint(compose_config(change)) for change in other} | {base}) == 6
 
 
 def test_a_killed_search_goes_on_and_hopeless_runs_give_up(tmp_path: Path) -> None:
