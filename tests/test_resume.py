@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from conftest import ROOT, TINY_COPY, TINY_PSMNIST, Compose
-from wrnn.errors import Interrupted
+from wrnn.errors import ConfigError, Interrupted
 from wrnn.files import read_json
 from wrnn.loggers import MetricsCSV
 from wrnn.training import train
@@ -144,6 +144,25 @@ def test_a_run_that_was_stopped_after_training_is_tested_when_it_is_resumed(
     (tmp_path / "stopped/results.json").unlink()
     train(compose_config(*TINY_COPY, "ckpt_path=last", f"paths.run_dir={tmp_path}/stopped"))
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_a_checkpoint_with_one_wrong_bit_is_refused(compose_config: Compose, tmp_path: Path) -> None:
+    train(compose_config(*TINY_COPY, f"paths.run_dir={tmp_path}/run"))
+    path = tmp_path / "run/checkpoints/last.ckpt"
+    content = bytearray(path.read_bytes())
+    values = next(iter(weights(tmp_path / "run").values())).numpy().tobytes()
+    content[content.index(values) + 5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="last.ckpt: not a whole checkpoint .* checksum"):
+        train(compose_config(*TINY_COPY, "ckpt_path=last", f"paths.run_dir={tmp_path}/run"))
+
+
+def test_what_a_killed_process_left_half_written_is_swept_up(compose_config: Compose, tmp_path: Path) -> None:
+    half = tmp_path / "run/checkpoints/.last.ckpt.4711.tmp"
+    half.parent.mkdir(parents=True)
+    half.write_text("half")
+    train(compose_config(*TINY_COPY, f"paths.run_dir={tmp_path}/run"))
+    assert not half.exists() and (tmp_path / "run/results.json").exists()
 
 
 @pytest.mark.slow

@@ -33,6 +33,12 @@ def write_aside(path: Path) -> Iterator[BinaryIO]:
         aside.unlink(missing_ok=True)
 
 
+def sweep_aside(folder: Path) -> None:
+    """Remove what `write_aside` could not, because its process was killed. Nobody else may be writing in there."""
+    for leftover in folder.rglob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON in one piece."""
     write_atomically(path, json.dumps(content, indent=2) + "\n")

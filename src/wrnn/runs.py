@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -22,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 import wrnn
 from wrnn.config import differences, first_line, identity
 from wrnn.errors import ConfigError
-from wrnn.files import folder_lock, read_json, write_atomically, write_json
+from wrnn.files import folder_lock, read_json, sweep_aside, write_atomically, write_json
 
 CONFIG, RESULTS, ENVIRONMENT = "config.yaml", "results.json", "environment.json"
 LAST, BEST = "checkpoints/last.ckpt", "checkpoints/best.ckpt"
@@ -86,6 +87,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     import torch  # late: a sweep's controller reads run folders, and starts faster without it
 
     try:
+        with zipfile.ZipFile(path) as archive:  # torch looks at no checksum: a wrong byte would be a wrong weight
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} does not have its checksum")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ConfigError(f"ckpt_path={path}: not a whole checkpoint ({first_line(error)})") from error
@@ -124,6 +128,7 @@ def held(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise ConfigError(f"paths.run_dir={folder}: cannot be written to ({error.strerror})") from error
     try:
+        sweep_aside(folder)
         yield
     finally:
         lock.release()

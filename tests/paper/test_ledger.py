@@ -26,7 +26,10 @@ def test_a_run_that_ends_writes_one_record(compose_config: Compose, tmp_path: Pa
     assert found.curves["val/cross_entropy"][0] == [6, 12, 15] and len(found.curves["train/loss"][0]) == 15
     with pytest.raises(ConfigError, match="holds this run already"):
         book.append(where, book.record(Path(cfg.paths.run_dir)))
-    assert len(book.load(where).records) == 1
+    train(
+        compose_config(*TINY_COPY, f"paths.ledger_dir={where}", "ckpt_path=last", f"paths.run_dir={cfg.paths.run_dir}")
+    )
+    assert len(book.load(where).records) == 1  # tested again, the same run
     path = book.keep_weights(where, found, Path(cfg.paths.run_dir))
     kept = torch.load(path, weights_only=True)
     assert kept["inputs"].shape == (23, 10) and set(kept["core"]) >= {"kernel", "bias"}
@@ -50,6 +53,21 @@ def test_a_ledger_that_cannot_be_written_costs_no_run(
     cfg = compose_config(*TINY_COPY, f"paths.ledger_dir={tmp_path / 'file'}")
     assert train(cfg)["steps"] == 15
     assert f"later: python src/paper.py add {cfg.paths.run_dir}" in capsys.readouterr().out
+
+
+def test_a_disk_that_fills_up_leaves_the_ledger_as_it_was(
+    make_record: MakeRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = book.append(tmp_path, make_record("wrnn_copy_t0", seed=0))
+    before = path.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(ConfigError, match="No space left"):
+        patched.setattr("os.fsync", full)
+        book.append(tmp_path, make_record("wrnn_copy_t0", seed=1))
+    assert path.read_bytes() == before
 
 
 def test_a_curve_is_thinned_between_its_ends() -> None:

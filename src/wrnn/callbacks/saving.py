@@ -2,7 +2,6 @@
 
 import io
 import logging
-import os
 import signal
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from wrnn.checks import one_of
 from wrnn.errors import ConfigError, DivergedError, Interrupted
+from wrnn.files import write_aside
 from wrnn.loggers import MetricsCSV
 from wrnn.module import is_logged_step
 
@@ -32,19 +32,10 @@ class WholeFileIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Save `checkpoint` at `path`, a local file."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.tmp")
-        try:
-            buffer = io.BytesIO()
-            torch.save(checkpoint, buffer)
-            with aside.open("wb") as file:
-                file.write(buffer.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        with write_aside(Path(path)) as file:
+            file.write(buffer.getbuffer())
 
 
 class ResumePoint(Checkpoint):

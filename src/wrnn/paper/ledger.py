@@ -4,6 +4,7 @@ Lines are only ever added, under a lock, so many runs may end at once. A line th
 file and number and skipped. Weights, where they are kept, lie beside it in `weights/<id>.pt`.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -33,7 +34,7 @@ class Record:
 
     Attributes:
         schema: of the record, `SCHEMA`.
-        id: twelve hexadecimal digits, of everything below but the curves.
+        id: twelve hexadecimal digits that a run keeps when it is tested again: of settings, budget and first start.
         identity: the run's config hash, as in results.json.
         model, task, preset, seed: what the run is, for a reader of the file.
         settings: all that determines the result, nested as in the config; see `wrnn.config.identity`.
@@ -99,7 +100,9 @@ def record(folder: Path) -> Record:
         "commits": list(dict.fromkeys(commits)), "versions": starts[-1]["versions"], "date": starts[-1]["date"],
         "overrides": _overrides(starts[-1]["command"]),
     }  # fmt: skip
-    name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    first = {key: starts[0].get(key) for key in ("date", "host", "process")}
+    what = [content["identity"], budget, first]
+    name = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
     return Record(schema=SCHEMA, id=name, curves=_curves(folder, cfg.task.monitor.metric), **content)
 
 
@@ -137,11 +140,17 @@ def append(ledger: Path, new: Record) -> Path:
         with FileLock(ledger / ".lock"):
             if any(old.id == new.id for old in load(ledger).records):
                 raise ConfigError(f"{path}: holds this run already ({new.id})")
-            with path.open("a+b") as file:
-                whole = file.tell() == 0 or _last_byte(file) == b"\n"
-                file.write((b"" if whole else b"\n") + json.dumps(asdict(new)).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+            with path.open("a+b", buffering=0) as file:
+                size = file.tell()
+                whole = size == 0 or _last_byte(file) == b"\n"
+                line = (b"" if whole else b"\n") + json.dumps(asdict(new)).encode() + b"\n"
+                try:
+                    if file.write(line) < len(line):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    os.fsync(file.fileno())
+                except OSError:
+                    file.truncate(size)
+                    raise
     except OSError as error:
         raise ConfigError(f"paths.ledger_dir={ledger}: cannot be written to ({error.strerror})") from error
     return path
