@@ -69,5 +69,5 @@ class AntisymmetricRNN(LoopCore):
         change = torch.tanh(around + drive[..., : self.hidden_size])
         if self.gated:
             change = change * torch.sigmoid(around + drive[..., self.hidden_size :])
-        state_BN = state + self.step_size * change
+        state_BN = state.add(change, alpha=self.step_size)
         return state_BN, state_BN

@@ -59,7 +59,7 @@ class CoupledOscillators(LoopCore):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """One step; see `LoopCore`."""
         y, z = state
-        force = torch.tanh(drive + torch.cat([y, z], dim=-1) @ self.weight.T)
+        force = torch.tanh(torch.addmm(drive, torch.cat([y, z], dim=-1), self.weight.T))
         return oscillate(force, y, z, self.time_step, self.gamma, self.epsilon)
 
 
@@ -67,6 +67,7 @@ def oscillate(
     force: Tensor, y: Tensor, z: Tensor, time_step: float, gamma: float, epsilon: float
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """One step of damped oscillators under a force, all of one shape: y, and (y, z)."""
-    z = z + time_step * (force - gamma * y - epsilon * z)
-    y = y + time_step * z
+    force = force.add(y, alpha=-gamma).add(z, alpha=-epsilon)
+    z = z.add(force, alpha=time_step)
+    y = y.add(z, alpha=time_step)
     return y, (y, z)

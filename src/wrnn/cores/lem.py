@@ -51,8 +51,8 @@ class LongExpressiveMemory(LoopCore):
         """One step; see `LoopCore`."""
         y, z = state
         of_y, of_z = drive.split([3 * self.hidden_size, self.hidden_size], dim=-1)
-        gate_y, gate_z, candidate_z = (of_y + y @ self.weight_from_y.T).chunk(3, dim=-1)
+        gate_y, gate_z, candidate_z = torch.addmm(of_y, y, self.weight_from_y.T).chunk(3, dim=-1)
         z = torch.lerp(z, torch.tanh(candidate_z), self.time_step * torch.sigmoid(gate_z))
-        candidate_y = of_z + z @ self.weight_from_z.T
+        candidate_y = torch.addmm(of_z, z, self.weight_from_z.T)
         y = torch.lerp(y, torch.tanh(candidate_y), self.time_step * torch.sigmoid(gate_y))
         return y, (y, z)

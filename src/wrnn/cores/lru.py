@@ -85,8 +85,9 @@ class LinearRecurrentUnit(Layer):
         state = self.eigenvalues * state + self._drive(features)
         return self._read(features, state), state
 
-    def forward(self, features: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `Layer`."""
+        state = self.initial_state(len(features)) if state is None else state
         states_BTN = linear_recurrence(self.eigenvalues, self._drive(features), state)
         return self._read(features, states_BTN), states_BTN[:, -1]
 

@@ -49,8 +49,9 @@ class MinimalGRU(Layer):
         state = keep * state + new
         return self.back(state), state
 
-    def forward(self, features: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `Layer`."""
+        state = self.initial_state(len(features)) if state is None else state
         states_BTN = linear_recurrence(*self._gated(features), state)
         return self.back(states_BTN), states_BTN[:, -1]
 

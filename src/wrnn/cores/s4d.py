@@ -75,15 +75,18 @@ class DiagonalStateSpace(Layer):
         state = torch.exp(turn) * state + features[..., None]
         return 2 * (weight * state).sum(-1).real + self.skip * features, state
 
-    def forward(self, features: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `Layer`."""
         turn, weight = self._discrete()
         powers = torch.exp(turn[..., None] * torch.arange(features.shape[1] + 1, device=turn.device))  # (H, N, T + 1)
         kernel = 2 * torch.einsum("hn,hnt->ht", weight, powers[..., :-1]).real
         read = causal_filter(features, kernel) + self.skip * features
-        old = 2 * torch.einsum("bhn,hnt->bth", state * weight, powers[..., 1:]).real
-        new = torch.einsum("bth,hnt->bhn", features.to(powers.dtype), powers[..., :-1].flip(-1))
-        return read + old, powers[..., -1] * state + new
+        real_and_imaginary = torch.view_as_real(powers[..., :-1].flip(-1))
+        last = torch.view_as_complex(torch.einsum("bth,hntr->bhnr", features, real_and_imaginary))
+        if state is not None:
+            read = read + 2 * torch.einsum("bhn,hnt->bth", state * weight, powers[..., 1:]).real
+            last = last + powers[..., -1] * state
+        return read, last
 
     def _discrete(self) -> tuple[Tensor, Tensor]:
         """Delta A, and C (e^{Delta A} - 1) / A, each complex (H, N)."""

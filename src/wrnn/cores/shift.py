@@ -117,22 +117,23 @@ class ShiftFilter(Layer):
         state = nn.functional.pad(state[..., :-1], (1, 0)) + self.inner * features[..., None]
         return (state * self.outer).sum(-1) + self.skip * features, state
 
-    def forward(self, features: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `Layer`. What the register held before adds a filter's tail to the first N - 1 steps."""
         steps, size = features.shape[1], self.num_places
         length = 2 * size
         # kernel_l = sum_n C_{n+l} B_n: how much of an input is read l steps after it came
         spectrum = torch.fft.rfft(self.outer, n=length) * torch.fft.rfft(self.inner, n=length).conj()
-        read = causal_filter(features, torch.fft.irfft(spectrum, n=length)[:, :size])
-        old = torch.fft.rfft(state, n=length).conj() * torch.fft.rfft(self.outer, n=length)
-        tail = torch.fft.irfft(old, n=length)[..., 1 : min(steps, size - 1) + 1]
-        read = read + nn.functional.pad(tail, (0, steps - tail.shape[-1])).transpose(1, 2)
+        read = causal_filter(features, torch.fft.irfft(spectrum, n=length)[:, :size]) + self.skip * features
         recent = features[:, -size:].flip(1).transpose(1, 2)  # newest first
         last = torch.fft.irfft(torch.fft.rfft(recent, n=length) * torch.fft.rfft(self.inner, n=length), n=length)[
             ..., :size
         ]
-        kept = nn.functional.pad(state, (min(steps, size), 0))[..., :size]
-        return read + self.skip * features, last + kept
+        if state is not None:
+            old = torch.fft.rfft(state, n=length).conj() * torch.fft.rfft(self.outer, n=length)
+            tail = torch.fft.irfft(old, n=length)[..., 1 : min(steps, size - 1) + 1]
+            read = read + nn.functional.pad(tail, (0, steps - tail.shape[-1])).transpose(1, 2)
+            last = last + nn.functional.pad(state, (min(steps, size), 0))[..., :size]
+        return read, last
 
 
 def places(num_places: int | None, sequence_length: int | None, name: str) -> int:

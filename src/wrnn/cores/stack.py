@@ -37,8 +37,8 @@ class Layer(nn.Module, ABC):
         """One time step: (B, H) and a state -> (B, H) and the next state."""
 
     @abstractmethod
-    def forward(self, features: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """A whole sequence, as fast as it can be: (B, T, H) and a state -> (B, T, H) and the last state."""
+    def forward(self, features: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """A whole sequence, as fast as can be: (B, T, H) and a state, None for the first -> (B, T, H) and the last."""
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """See `Core`."""
@@ -119,7 +119,7 @@ class LinearStack(Core):
         if self.recurrence == "reference":
             return super().forward(inputs, state, last_only=last_only)
         features, after = self.input_map(inputs), []
-        for block, before in zip(self._all(), state or self.initial_state(len(inputs)), strict=True):
+        for block, before in zip(self._all(), state or [None] * len(self.blocks), strict=True):
             mixed, now = block.layer(block.before(features), before)
             features = block.after(features, mixed)
             after.append(now)
@@ -159,5 +159,5 @@ def causal_filter(features: Tensor, kernel: Tensor) -> Tensor:
     """
     steps = features.shape[1]
     size = 2 * steps
-    spectrum = torch.fft.rfft(features, n=size, dim=1) * torch.fft.rfft(kernel[:, :steps], n=size).T
-    return torch.fft.irfft(spectrum, n=size, dim=1)[:, :steps]
+    spectrum = torch.fft.rfft(features.transpose(1, 2), n=size) * torch.fft.rfft(kernel[:, :steps], n=size)
+    return torch.fft.irfft(spectrum, n=size)[..., :steps].transpose(1, 2)

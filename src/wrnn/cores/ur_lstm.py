@@ -66,7 +66,7 @@ class URLSTM(LoopCore):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """One step; see `LoopCore`."""
         h, c = state
-        first, *refine, candidate, output = (drive + h @ self.weight.T).split(self.hidden_size, dim=-1)
+        first, *refine, candidate, output = torch.addmm(drive, h, self.weight.T).split(self.hidden_size, dim=-1)
         gate = torch.sigmoid(first)
         if refine:
             gate = refined(gate, torch.sigmoid(refine[0]))

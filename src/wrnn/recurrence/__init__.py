@@ -7,7 +7,7 @@ rings.py and dense.py are forms in plain torch; kernel.cpp (through cpp.py) is c
 (through triton_rings.py) for a GPU. linear.py is the linear recurrence of other cores, one number a unit.
 """
 
-from wrnn.recurrence.functions import BACKENDS, Sequence, dense_recurrence, ring_recurrence
+from wrnn.recurrence.functions import BACKENDS, Sequence, dense_recurrence, ring_recurrence, states_to_keep
 from wrnn.recurrence.linear import linear_recurrence
 from wrnn.recurrence.ops import choose
 from wrnn.recurrence.reference import NONLINEARITIES
@@ -20,4 +20,5 @@ __all__ = [
     "dense_recurrence",
     "linear_recurrence",
     "ring_recurrence",
+    "states_to_keep",
 ]

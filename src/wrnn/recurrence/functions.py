@@ -37,10 +37,19 @@ def _free_bytes() -> float:
 _FREE_BYTES = _free_bytes()
 
 
-def _most_stored_bytes(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory / 4
-    return min(MAX_STORED_BYTES, _FREE_BYTES / 4)
+def states_to_keep(steps: int, bytes_a_step: int, device: torch.device) -> int:
+    """K, to keep every K-th state for the backward: 1 if all fit, see `ring_recurrence`, else sqrt(T), and says so."""
+    on_gpu = device.type == "cuda"
+    most = (
+        torch.cuda.get_device_properties(device).total_memory / 4 if on_gpu else min(MAX_STORED_BYTES, _FREE_BYTES / 4)
+    )
+    if steps * bytes_a_step <= most:
+        return 1
+    every = math.isqrt(steps)
+    if not torch.compiler.is_compiling():
+        needed = f"{steps * bytes_a_step / 2**30:.1f} GiB"
+        say_once(f"store_every: {every}, because all {steps} states would take {needed}")
+    return every
 
 
 class Sequence(NamedTuple):
@@ -168,13 +177,7 @@ def _store_every(store_every: int | None, inputs: Tensor, state: Tensor) -> int:
     steps = inputs.shape[1]
     if store_every is not None:
         return min(steps, whole_number("store_every", store_every))
-    needed = steps * state.numel() * state.element_size()
-    if needed <= _most_stored_bytes(state.device):
-        return 1
-    every = math.isqrt(steps)
-    if not torch.compiler.is_compiling():
-        say_once(f"store_every: {every}, because all {steps} states would take {needed / 2**30:.1f} GiB")
-    return every
+    return states_to_keep(steps, state.numel() * state.element_size(), state.device)
 
 
 def _promoted(first: Tensor, *tensors: Tensor | None) -> torch.dtype:
