@@ -36,6 +36,7 @@ from wrnn.config import check, digest, first_line, identity
 from wrnn.cores.base import Core
 from wrnn.errors import ConfigError, Interrupted, OutOfMemory
 from wrnn.files import read_json, write_json
+from wrnn.memory import keep_freed_memory
 from wrnn.module import Schedule, SequenceModule
 from wrnn.objectives import Objective
 from wrnn.paper import ledger
@@ -189,6 +190,7 @@ def _run(cfg: DictConfig, parts: Parts, trainer: L.Trainer, folder: Path, checkp
         logger.log_hyperparams(wandb_logger.facts(cfg))
     going_on = f", going on from {checkpoint}" if checkpoint else ""
     print(f"{cfg.run_name}: {_sizes(parts)}; run folder {folder}{going_on}", flush=True)
+    keep_freed_memory()
     try:
         with _known_failures(folder), float32_products(cfg.matmul_precision), without_denormals():
             trainer.fit(parts.module, datamodule=parts.task, ckpt_path=checkpoint, weights_only=True)
