@@ -118,7 +118,7 @@ EQUATIONS: dict[str, tuple[Callable[[], Core], Callable[..., Tensor]]] = {
     "ur_lstm": (lambda: URLSTM(INPUT, N), ur_lstm),
     "exprnn": (lambda: ExponentialRNN(INPUT, N), exprnn),
     "urnn": (lambda: UnitaryRNN(INPUT, N), urnn),
-    "incremental": (lambda: IncrementalRNN(INPUT, N, num_increments=3, rank=2, input_rank=2), incremental),
+    "incremental": (lambda: IncrementalRNN(INPUT, N, 3, rank=2, input_rank=2, recurrent_scale=1.0), incremental),
     "indrnn": (lambda: IndependentRNN(INPUT, 10, N, num_layers=1), indrnn),
     "unicornn": (lambda: UndampedOscillators(INPUT, N, num_layers=1, time_step=0.3, alpha=2.5), unicornn),
 }

@@ -178,12 +178,15 @@ def test_one_dropout_mask_serves_all_steps() -> None:
 
 
 def test_at_its_balance_an_incremental_rnn_turns_its_past_around() -> None:
-    core = IncrementalRNN(1, 4, num_increments=60, rank=2, input_rank=1).double()
+    core = IncrementalRNN(1, 4, num_increments=60, rank=2, input_rank=1, recurrent_scale=1.0).double()
     with torch.no_grad():
         core.eta.fill_(0.5)
     state = torch.randn(1, 4, dtype=torch.float64)
     jacobian = torch.autograd.functional.jacobian(lambda s: core(torch.ones(1, 1, 1).double(), s)[1], state)
     torch.testing.assert_close(jacobian[0, :, 0], -torch.eye(4, dtype=torch.float64), atol=1e-4, rtol=0)
+    core = IncrementalRNN(1, 4, rank=2, input_rank=1).double()  # one increment, from the start that is ours
+    jacobian = torch.autograd.functional.jacobian(lambda s: core(torch.ones(1, 1, 1).double(), s)[1], state)
+    assert torch.equal(jacobian[0, :, 0], -torch.eye(4, dtype=torch.float64))
 
 
 def test_flextcn_is_causal_and_its_kernel_is_cut() -> None:

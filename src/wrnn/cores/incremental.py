@@ -4,14 +4,15 @@
 
 At the balance g + h_{t-1} depends on x_t alone, so dh_t/dh_{t-1} = -I: nothing vanishes.
 Approximate: no official code was found. Low rank, U = U_1 U_2 and W = W_1 W_2, is implied by the published count, and
-the ranks are ours; so are phi = tanh, the start eta = alpha = 1 and the framework's default start for the rest.
+the ranks are ours; so are phi = tanh, the start eta = alpha = 1, and U = 0 at the start, where one increment a step has
+that derivative exactly. From the framework's start the state grows with the sequence, and psMNIST was not learned.
 Not the identity RNN, which is also called iRNN. Source: Kag et al. 2020.
 """
 
 import torch
 from torch import Tensor, nn
 
-from wrnn.checks import one_of, whole_number
+from wrnn.checks import not_negative, one_of, whole_number
 from wrnn.cores.base import LoopCore
 from wrnn.recurrence import NONLINEARITIES
 
@@ -28,6 +29,7 @@ class IncrementalRNN(LoopCore):
         rank: of U; None is the full matrix.
         input_rank: of W; None is the full matrix.
         nonlinearity: relu, tanh or identity.
+        recurrent_scale: U_1, or U of full rank, starts at this multiple of the framework's start, at least 0.
         recurrence: see `wrnn.cores.base.LOOPS`.
 
     Raises: ValueError for a size that makes no sense.
@@ -41,6 +43,7 @@ class IncrementalRNN(LoopCore):
         rank: int | None = 22,
         input_rank: int | None = 22,
         nonlinearity: str = "tanh",
+        recurrent_scale: float = 0.0,
         recurrence: str = "auto",
     ) -> None:
         super().__init__()
@@ -51,6 +54,8 @@ class IncrementalRNN(LoopCore):
         self.nonlinearity = one_of("model.core.nonlinearity", nonlinearity, NONLINEARITIES)
         self.input_map = _map(input_size, hidden_size, input_rank, "model.core.input_rank", bias=True)
         self.recurrent_map = _map(hidden_size, hidden_size, rank, "model.core.rank", bias=False)
+        last = list(self.recurrent_map.parameters())[-1]
+        last.detach().mul_(not_negative("model.core.recurrent_scale", recurrent_scale))
         self.eta = nn.Parameter(torch.ones(num_increments))
         self.alpha = nn.Parameter(torch.ones(()))
 
