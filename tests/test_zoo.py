@@ -14,7 +14,7 @@ def test_the_table_names_what_ran_and_what_did_not(tmp_path: Path) -> None:
     words += ["task.datamodule.batch_size=4", "task.datamodule.num_val=8", "task.datamodule.num_test=8"]
     words += ["task.datamodule.eval_batch_size=8"]
     main([*words, "--folder", str(folder), "--longer", str(folder), "--output", str(output)])
-    text, longer = output.read_text().split("## Beyond the minute")
+    text, longer = output.read_text().split("## Other budgets")
     assert "### copy" in longer and longer.count("| cornn") == 2
     assert "python src/zoo.py --longer FOLDER model=lem,cornn" in text and "seed 0" in text and "1 thread a run" in text
     rows = [line for line in text.splitlines() if line.startswith("| cornn")]

@@ -24,7 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Raises: ConfigError where none did, or a file cannot be used; then nothing is written.
     """
-    parser = argparse.ArgumentParser(description="Every core on adding T=100 and copy T=30, a minute each.")
+    parser = argparse.ArgumentParser(
+        description="Every core on adding T=100 and copy T=30 for a minute each, or on what the words say, as a table."
+    )
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="more for the sweep, e.g. trainer.max_time=...")
     parser.add_argument("--folder", type=Path, default=Path("runs/zoo"), help="of the sweep")
     parser.add_argument("--longer", type=Path, metavar="FOLDER", help="runs of other budgets, for a second table")
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.longer:
         runs = load([options.longer])
         parts += [
-            f"## Beyond the minute\n\n`python src/train.py model=... task=...` and the words below.\n{_facts(runs)}\n"
+            f"## Other budgets\n\n`python src/train.py model=... task=...` and the words below.\n{_facts(runs)}\n"
         ]
         parts += tables(runs, level="###", words=True)
     try:
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(done.returncode)
 
 
-_INTRODUCTION = """# Every core, a minute of training
+_INTRODUCTION = """# Every core under one budget
 
 `{command}`
 

@@ -63,11 +63,10 @@ class AntisymmetricRNN(LoopCore):
         identity = torch.eye(self.hidden_size, dtype=self.upper.dtype, device=self.upper.device)
         return (skew(self.upper, self.hidden_size) - self.diffusion * identity,)
 
-    def advance(self, drive: Tensor, state: Tensor, *matrices: Tensor) -> tuple[Tensor, Tensor]:
+    def advance(self, drive: Tensor, state: Tensor, *matrices: Tensor) -> Tensor:
         """One step; see `LoopCore`."""
         around = state @ matrices[0].T
         change = torch.tanh(around + drive[..., : self.hidden_size])
         if self.gated:
             change = change * torch.sigmoid(around + drive[..., self.hidden_size :])
-        state_BN = state.add(change, alpha=self.step_size)
-        return state_BN, state_BN
+        return state.add(change, alpha=self.step_size)

@@ -121,8 +121,8 @@ class LoopCore(Core):
     """A core whose inputs are mapped for many steps at once, outside the loop: step(x) = advance(drive(x)).
 
     A subclass implements `advance`, has an `input_map` or its own `drive`, and `matrices` if its loop uses what is
-    derived from weights; those are derived once a sequence. Its state is `num_states` tensors (B, N), the first of them
-    the output, unless it says otherwise.
+    derived from weights; those are derived once a sequence. Its state is `num_states` tensors (B, N), and readouts see
+    the first of them; a core with another state says so in `initial_state`, `state_size` and `read`.
     """
 
     num_states: ClassVar[int] = 1
@@ -160,12 +160,17 @@ class LoopCore(Core):
         return ()
 
     @abstractmethod
-    def advance(self, drive: Tensor, state: Any, *matrices: Tensor) -> tuple[Tensor, State]:
-        """One step from its drive (B, D): outputs (B, O) and the next state."""
+    def advance(self, drive: Tensor, state: Any, *matrices: Tensor) -> State:
+        """One step from its drive (B, D): the next state."""
+
+    def read(self, state: Any) -> Tensor:
+        """What a readout sees of a state, (B, O)."""
+        return _parts(state)[0]
 
     def step(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         """One time step: (B, I) and a state -> outputs (B, O) and the next state."""
-        return self.advance(self.drive(inputs), state, *self.matrices())
+        state = self.advance(self.drive(inputs), state, *self.matrices())
+        return self.read(state), state
 
     def forward(self, inputs: Tensor, state: State | None = None, *, last_only: bool = False) -> tuple[Tensor, State]:
         """A whole sequence: inputs (B, T, I) -> outputs (B, T, O), or (B, O) with `last_only`; and the last state."""
@@ -183,23 +188,22 @@ class LoopCore(Core):
         outputs: list[Tensor] = []
         for part_BTI in inputs.split(steps, dim=1):
             more, state = run(part_BTI, state, matrices, last_only)
-            outputs = more if last_only else [*outputs, *more]
-        return (outputs[0] if last_only else torch.stack(outputs, dim=1)), state
+            outputs += more
+        return (self.read(state) if last_only else torch.stack(outputs, dim=1)), state
 
     def _run(
         self, inputs: Tensor, state: State, matrices: tuple[Tensor, ...], last_only: bool
     ) -> tuple[list[Tensor], State]:
-        """Some steps: inputs (B, T, I) -> the outputs (B, O) of each, or of the last, and the state after them."""
+        """Some steps: inputs (B, T, I) -> the outputs (B, O) of each, if they are wanted, and the state after them."""
         outputs: list[Tensor] = []
         advance = self._advance()
         for drive_BD in self.drive(inputs).unbind(1):
-            output_BO, state = advance(drive_BD, state, *matrices)
-            if last_only:
-                outputs.clear()
-            outputs.append(output_BO)
+            state = advance(drive_BD, state, *matrices)
+            if not last_only:
+                outputs.append(self.read(state))
         return outputs, state
 
-    def _advance(self) -> Callable[..., tuple[Tensor, State]]:
+    def _advance(self) -> Callable[..., State]:
         if self.recurrence != "compile":
             return self.advance
         if self._compiled is None:

@@ -54,9 +54,7 @@ class CoupledOscillators(LoopCore):
         for weight in self.parameters():
             nn.init.uniform_(weight, -bound, bound)
 
-    def advance(
-        self, drive: Tensor, state: tuple[Tensor, Tensor], *matrices: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def advance(self, drive: Tensor, state: tuple[Tensor, Tensor], *matrices: Tensor) -> tuple[Tensor, Tensor]:
         """One step; see `LoopCore`."""
         y, z = state
         force = torch.tanh(torch.addmm(drive, torch.cat([y, z], dim=-1), self.weight.T))
@@ -65,9 +63,8 @@ class CoupledOscillators(LoopCore):
 
 def oscillate(
     force: Tensor, y: Tensor, z: Tensor, time_step: float, gamma: float, epsilon: float
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """One step of damped oscillators under a force, all of one shape: y, and (y, z)."""
+) -> tuple[Tensor, Tensor]:
+    """One step of damped oscillators under a force, all of one shape: the next y and z."""
     force = force.add(y, alpha=-gamma).add(z, alpha=-epsilon)
     z = z.add(force, alpha=time_step)
-    y = y.add(z, alpha=time_step)
-    return y, (y, z)
+    return y.add(z, alpha=time_step), z

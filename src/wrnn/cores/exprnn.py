@@ -68,12 +68,11 @@ class ExponentialRNN(LoopCore):
         """e^A, orthogonal, (N, N)."""
         return (torch.matrix_exp(skew(self.upper, self.hidden_size)),)
 
-    def advance(self, drive: Tensor, state: Tensor, *matrices: Tensor) -> tuple[Tensor, Tensor]:
+    def advance(self, drive: Tensor, state: Tensor, *matrices: Tensor) -> Tensor:
         """One step; see `LoopCore`."""
         (rotation,) = matrices
         z_BN = torch.addmm(drive, state, rotation.T)
-        state_BN = torch.sign(z_BN) * torch.relu(z_BN.abs() + self.bias)
-        return state_BN, state_BN
+        return torch.sign(z_BN) * torch.relu(z_BN.abs() + self.bias)
 
 
 def skew(upper: Tensor, size: int) -> Tensor:

@@ -59,14 +59,14 @@ class IncrementalRNN(LoopCore):
         self.eta = nn.Parameter(torch.ones(num_increments))
         self.alpha = nn.Parameter(torch.ones(()))
 
-    def advance(self, drive: Tensor, state: Tensor, *matrices: Tensor) -> tuple[Tensor, Tensor]:
+    def advance(self, drive: Tensor, state: Tensor, *matrices: Tensor) -> Tensor:
         """One step; see `LoopCore`."""
         increment = torch.zeros_like(state)
         for eta in self.eta.unbind():
             there = increment + state
             target = NONLINEARITIES[self.nonlinearity](self.recurrent_map(there) + drive)
             increment = increment + eta * (target - self.alpha * there)
-        return increment, increment
+        return increment
 
 
 def _map(input_size: int, output_size: int, rank: int | None, name: str, bias: bool) -> nn.Module:

@@ -45,9 +45,7 @@ class LongExpressiveMemory(LoopCore):
         for weight in self.parameters():
             nn.init.uniform_(weight, -(hidden_size**-0.5), hidden_size**-0.5)
 
-    def advance(
-        self, drive: Tensor, state: tuple[Tensor, Tensor], *matrices: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def advance(self, drive: Tensor, state: tuple[Tensor, Tensor], *matrices: Tensor) -> tuple[Tensor, Tensor]:
         """One step; see `LoopCore`."""
         y, z = state
         of_y, of_z = drive.split([3 * self.hidden_size, self.hidden_size], dim=-1)
@@ -55,4 +53,4 @@ class LongExpressiveMemory(LoopCore):
         z = torch.lerp(z, torch.tanh(candidate_z), self.time_step * torch.sigmoid(gate_z))
         candidate_y = torch.addmm(of_z, z, self.weight_from_z.T)
         y = torch.lerp(y, torch.tanh(candidate_y), self.time_step * torch.sigmoid(gate_y))
-        return y, (y, z)
+        return y, z

@@ -62,15 +62,14 @@ class LipschitzRNN(LoopCore):
         """A and W, each (N, N)."""
         return self._mixed(self.linear), self._mixed(self.weight)
 
-    def advance(self, drive: Tensor, state: Tensor, *matrices: Tensor) -> tuple[Tensor, Tensor]:
+    def advance(self, drive: Tensor, state: Tensor, *matrices: Tensor) -> Tensor:
         """One step; see `LoopCore`."""
         linear, weight = matrices
         around = state @ weight.T
         change = state @ linear.T + torch.tanh(around + drive[..., : self.hidden_size])
         if self.gated:
             change = change * torch.sigmoid(around + drive[..., self.hidden_size :])
-        state_BN = state.add(change, alpha=self.step_size)
-        return state_BN, state_BN
+        return state.add(change, alpha=self.step_size)
 
     def _mixed(self, matrix: Tensor) -> Tensor:
         identity = torch.eye(self.hidden_size, dtype=matrix.dtype, device=matrix.device)

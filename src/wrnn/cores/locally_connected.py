@@ -88,9 +88,12 @@ class LocallyConnectedRNN(LoopCore):
         """The kernels as one matrix a neuron, (N, K * C, C)."""
         return (self.kernel.permute(0, 3, 2, 1).flatten(1, 2),)
 
-    def advance(self, drive: Tensor, state: Tensor, *matrices: Tensor) -> tuple[Tensor, Tensor]:
+    def advance(self, drive: Tensor, state: Tensor, *matrices: Tensor) -> Tensor:
         """One step; see `LoopCore`."""
         halo = self.kernel_size // 2
         around = torch.cat([state.roll(-tap, dims=0) for tap in range(-halo, halo + 1)], dim=-1)
-        state_NBC = NONLINEARITIES[self.nonlinearity](torch.baddbmm(drive.permute(2, 0, 1), around, matrices[0]))
-        return state_NBC.permute(1, 2, 0).flatten(1), state_NBC
+        return NONLINEARITIES[self.nonlinearity](torch.baddbmm(drive.permute(2, 0, 1), around, matrices[0]))
+
+    def read(self, state: Tensor) -> Tensor:
+        """The rings, one after the other: (B, C * N)."""
+        return state.permute(1, 2, 0).flatten(1)

@@ -82,9 +82,7 @@ class NeuralWaveMachine(LoopCore):
         """(S, S) where rows are rings or the square is a torus."""
         return None if self.coupling == "uncoupled" else (self.side, self.side)
 
-    def advance(
-        self, drive: Tensor, state: tuple[Tensor, Tensor], *matrices: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def advance(self, drive: Tensor, state: tuple[Tensor, Tensor], *matrices: Tensor) -> tuple[Tensor, Tensor]:
         """One step; see `LoopCore`."""
         y, z = state
         force = torch.tanh(drive + self.bias.sum() + self._around(y, z))

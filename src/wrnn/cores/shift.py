@@ -61,10 +61,13 @@ class ShiftRegister(LoopCore):
         """Nothing has been seen: zeros (B, H, N)."""
         return self.input_map.weight.new_zeros(batch_size, self.num_channels, self.num_places)
 
-    def advance(self, drive: Tensor, state: Tensor, *matrices: Tensor) -> tuple[Tensor, Tensor]:
+    def advance(self, drive: Tensor, state: Tensor, *matrices: Tensor) -> Tensor:
         """One step; see `LoopCore`."""
-        state_BHN = torch.cat([drive[..., None], state[..., :-1]], dim=-1)
-        return state_BHN.flatten(1), state_BHN
+        return torch.cat([drive[..., None], state[..., :-1]], dim=-1)
+
+    def read(self, state: Tensor) -> Tensor:
+        """All places of all channels: (B, H * N)."""
+        return state.flatten(1)
 
     def forward(self, inputs: Tensor, state: State | None = None, *, last_only: bool = False) -> tuple[Tensor, State]:
         """A whole sequence: inputs (B, T, I) -> (B, T, H*N), or (B, H*N) with `last_only`; and the state (B, H, N)."""
@@ -76,7 +79,7 @@ class ShiftRegister(LoopCore):
         newest_last = torch.cat([state.flip(-1), self.drive(inputs).transpose(1, 2)], dim=-1)
         last = newest_last[..., -self.num_places :].flip(-1)
         if last_only:
-            return last.flatten(1), last
+            return self.read(last), last
         windows_BHTN = newest_last[..., 1:].unfold(-1, self.num_places, 1)
         return windows_BHTN.flip(-1).transpose(1, 2).flatten(-2), last
 

@@ -61,9 +61,7 @@ class URLSTM(LoopCore):
             if refine and refine_bias == "minus":
                 self.input_map.bias[hidden_size : 2 * hidden_size] = -spread
 
-    def advance(
-        self, drive: Tensor, state: tuple[Tensor, Tensor], *matrices: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def advance(self, drive: Tensor, state: tuple[Tensor, Tensor], *matrices: Tensor) -> tuple[Tensor, Tensor]:
         """One step; see `LoopCore`."""
         h, c = state
         first, *refine, candidate, output = torch.addmm(drive, h, self.weight.T).split(self.hidden_size, dim=-1)
@@ -72,7 +70,7 @@ class URLSTM(LoopCore):
             gate = refined(gate, torch.sigmoid(refine[0]))
         c = gate * c + (1 - gate) * torch.tanh(candidate)
         h = torch.sigmoid(output) * torch.tanh(c)
-        return h, (h, c)
+        return h, c
 
 
 def refined(f: Tensor, r: Tensor) -> Tensor:

@@ -76,12 +76,15 @@ class UnitaryRNN(LoopCore):
         state = torch.fft.ifft(state[:, self.permutation] * phases[1], norm="ortho")
         return reflect(state, directions[1]) * phases[2]
 
-    def advance(self, drive: Tensor, state: Tensor, *matrices: Tensor) -> tuple[Tensor, Tensor]:
+    def advance(self, drive: Tensor, state: Tensor, *matrices: Tensor) -> Tensor:
         """One step; see `LoopCore`."""
         z_BN = self.rotate(state, *matrices) + torch.complex(*drive.chunk(2, dim=-1))
         size_BN = (z_BN.real.square() + z_BN.imag.square() + 1e-20).sqrt()  # |z| has no gradient at 0
-        state_BN = z_BN * (torch.relu(size_BN + self.bias) / (size_BN + 1e-5))
-        return torch.cat([state_BN.real, state_BN.imag], dim=-1), state_BN
+        return z_BN * (torch.relu(size_BN + self.bias) / (size_BN + 1e-5))
+
+    def read(self, state: Tensor) -> Tensor:
+        """Real parts, then imaginary parts: (B, 2N)."""
+        return torch.cat([state.real, state.imag], dim=-1)
 
 
 def reflect(state: Tensor, direction: Tensor) -> Tensor:
