@@ -4,7 +4,7 @@ VENV := .venv
 IN := $(VENV)/bin/
 ARGS ?=
 
-.PHONY: help install format lint typecheck test test-all smoke train sweep paper zoo notebooks bench bench-quick gpu clean
+.PHONY: help install format lint typecheck test test-all torture smoke train sweep paper zoo notebooks bench bench-quick gpu clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,9 @@ test: lint typecheck  ## lint, types and the default tests: offline, no GPU
 
 test-all: lint typecheck  ## the slow tests too
 	$(IN)python -m pytest -m 'not gpu and not cluster' $(ARGS)
+
+torture: install  ## kill and starve real runs, damage their files; a table of what survived (ARGS="--kill 100")
+	PYTHONPATH=src:tests OMP_NUM_THREADS=1 $(IN)python -m torture $(ARGS)
 
 smoke: install  ## three steps of everything on made-up pictures
 	$(IN)python src/train.py debug=default images=fake_mnist task.datamodule.num_val=100 $(ARGS)

@@ -1,0 +1,224 @@
+"""What is done to runs, and what must come out: the same run to the last bit, or a refusal in one line.
+
+Each kind of fault is a function of a `Torture` and a case number; the number alone draws what happens, so that a case
+that fails can be repeated. It returns one of the `OUTCOMES` and a word on what was done.
+"""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from torture.processes import Hurt, Run, Server
+from wrnn.files import read_json
+
+OUTCOMES = ("same", "refused", "lost", "traceback")
+TINY = (
+    "src/train.py", "model=wrnn", "task=copy", "trainer=cpu", "task.datamodule.delay=3", "task.datamodule.batch_size=8",
+    "task.datamodule.batches_per_epoch=6", "task.datamodule.num_val=16", "task.datamodule.num_test=16",
+    "model.core.num_channels=2", "model.core.ring_size=7", "trainer.log_every_n_steps=1", "trainer.max_steps=90",
+    "callbacks.resume_point.every_minutes=0.0005", "paths.run_dir=run", "paths.ledger_dir=ledger",
+)  # fmt: skip
+NOISE = ("seconds", "steps_per_second", "data_share")
+
+
+@dataclass
+class Torture:
+    """Where it happens.
+
+    Attributes:
+        folder: scratch; each case has one of its own in it.
+        seed: of all draws.
+        whole: folder of a run to which nothing happened, with its `seconds` and the number of its file `operations`.
+    """
+
+    folder: Path
+    seed: int
+    server: Server = field(default_factory=Server)
+    whole: Path = field(init=False)
+    seconds: float = field(init=False)
+    operations: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Run once to have everything loaded, and once more to see how it is."""
+        for name in ("first", "whole"):
+            folder, begun = self.folder / name, time.monotonic()
+            folder.mkdir()
+            run = self.start(folder, hurt=Hurt(0, "count", str(folder)))
+            assert run.wait() == 0, run.output
+            self.whole, self.seconds = folder, time.monotonic() - begun
+        self.operations = self.whole.with_suffix(".count").stat().st_size
+
+    def draw(self, kind: str, case: int) -> random.Random:
+        return random.Random(f"{self.seed} {kind} {case}")
+
+    def place(self, kind: str, case: int) -> Path:
+        folder = self.folder / f"{kind}_{case}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+    def start(self, folder: Path, *words: str, hurt: Hurt | None = None, memory: int | None = None) -> Run:
+        return Run(self.server, [*TINY, *words], folder, hurt, memory)
+
+
+def verdict(run: Run, code: int, whole: Path) -> tuple[str, str]:
+    """What became of a run that was to end as `whole` did."""
+    said = run.output
+    if "Traceback" in said:
+        return "traceback", said[-1500:]
+    if code == 0:
+        off = difference(run.folder, whole)
+        return ("lost", off) if off else ("same", "")
+    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+    return ("refused", lines[0]) if code in (2, 4) and len(lines) == 1 else ("lost", f"exit code {code}: {said[-300:]}")
+
+
+def difference(folder: Path, whole: Path) -> str:
+    """In what a finished run is not the other one; empty where it is."""
+    for name in ("last", "best"):
+        ours, theirs = (
+            torch.load(at / f"run/checkpoints/{name}.ckpt", weights_only=True)["state_dict"] for at in (folder, whole)
+        )
+        if ours.keys() != theirs.keys() or not all(torch.equal(ours[key], theirs[key]) for key in theirs):
+            return f"weights of {name}.ckpt"
+    if (folder / "run/metrics.csv").read_text() != (whole / "run/metrics.csv").read_text():
+        return "metrics.csv"
+    ours, theirs = (
+        {k: v for k, v in (read_json(at / "run/results.json") or {}).items() if k not in NOISE}
+        for at in (folder, whole)
+    )
+    if ours != theirs:
+        return f"results.json: {ours} {theirs}"
+    lines = (folder / "ledger/wrnn_copy.jsonl").read_text().splitlines()
+    if len(lines) != 1 or not lines[0].endswith("}"):
+        return f"the ledger has {len(lines)} lines"
+    leftovers = [path.name for path in (folder / "run").rglob("*") if path.name.endswith(".tmp")]
+    return f"left behind: {leftovers}" if leftovers else ""
+
+
+def ended_by(run: Run, code: int) -> str:
+    """What is wrong with how a run was stopped; empty where nothing is."""
+    if "Traceback" in run.output:
+        return "traceback"
+    return "" if code in (-9, -15, -2, 143, 130, 0) else f"exit code {code}"
+
+
+def kill(torture: Torture, case: int) -> tuple[str, str]:
+    """A signal at a random moment, then the same command again, to its end."""
+    draw, whole, folder = torture.draw("kill", case), torture.whole, torture.place("kill", case)
+    done = []
+    for _ in range(3):
+        run = torture.start(folder, "ckpt_path=last")
+        seconds = draw.uniform(0, 1.2 * torture.seconds)
+        number = draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+        while run.process.exitcode is None and not run.log.exists():  # until then it is Python that starts, not us
+            time.sleep(0.001)
+        run.process.join(seconds)
+        if run.process.exitcode is None and run.process.pid:
+            os.kill(run.process.pid, number)
+            done.append(f"{number.name} after {seconds:.2f} s")
+        code = run.wait()
+        if wrong := ended_by(run, code):
+            return ("traceback" if wrong == "traceback" else "lost"), f"{done}: {wrong} {run.output[-500:]}"
+        if code == 0:
+            break
+    last = torture.start(folder, "ckpt_path=last")
+    found, why = verdict(last, last.wait(), whole)
+    return found, f"{', '.join(done)}: {why}"
+
+
+def operation(torture: Torture, case: int) -> tuple[str, str]:
+    """SIGKILL just before a file operation, then the same command again."""
+    draw, whole, folder = torture.draw("operation", case), torture.whole, torture.place("operation", case)
+    number = draw.randint(1, torture.operations)
+    first = torture.start(folder, hurt=Hurt(number, "kill", str(folder)))
+    first.wait()
+    last = torture.start(folder, "ckpt_path=last")
+    found, why = verdict(last, last.wait(), whole)
+    return found, f"operation {number} of {torture.operations}: {why}"
+
+
+def checkpoint(torture: Torture, case: int) -> tuple[str, str]:
+    """A checkpoint that is cut off, or has one wrong byte."""
+    draw, whole, folder = torture.draw("checkpoint", case), torture.whole, torture.place("checkpoint", case)
+    first = torture.start(
+        folder, hurt=Hurt(draw.randint(torture.operations // 3, torture.operations), "kill", str(folder))
+    )
+    first.wait()
+    path = folder / "run/checkpoints" / draw.choice(["last.ckpt", "last.ckpt", "best.ckpt"])
+    if not path.exists():
+        path = folder / "run/checkpoints/last.ckpt"
+    content = bytearray(path.read_bytes())
+    place = draw.randrange(len(content))
+    if draw.random() < 0.7:
+        what, content = f"{path.name} cut off at {place} of {len(content)}", content[:place]
+    else:
+        content[place] ^= 1 << draw.randrange(8)
+        what = f"{path.name} flipped at {place} of {len(content)}"
+    path.write_bytes(content)
+    last = torture.start(folder, "ckpt_path=last")
+    found, why = verdict(last, last.wait(), whole)
+    return found, f"{what}: {why}"
+
+
+def full(torture: Torture, case: int) -> tuple[str, str]:
+    """A file operation that fails as on a full disk, then room again."""
+    draw, whole, folder = torture.draw("full", case), torture.whole, torture.place("full", case)
+    number = draw.randint(1, torture.operations)
+    first = torture.start(folder, hurt=Hurt(number, "full", str(folder)))
+    code = first.wait()
+    if "Traceback" in first.output:
+        return "traceback", f"operation {number}: {first.output[-1500:]}"
+    if code not in (0, 2):
+        return "lost", f"operation {number}: exit code {code}"
+    last = torture.start(folder, "ckpt_path=last")
+    found, why = verdict(last, last.wait(), whole)
+    return found, f"operation {number} of {torture.operations}: exit code {code}, then {why}"
+
+
+def disk(torture: Torture, case: int) -> tuple[str, str]:
+    """A disk that is too small, then a larger one."""
+    draw, whole, folder = torture.draw("disk", case), torture.whole, torture.place("disk", case)
+    size = draw.randint(4, 400) * 1024
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], check=True)
+    try:
+        first = torture.start(folder)
+        code = first.wait()
+        if "Traceback" in first.output:
+            return "traceback", f"{size:,} bytes: {first.output[-1500:]}"
+        if code not in (0, 2):
+            return "lost", f"{size:,} bytes: exit code {code}: {first.output[-300:]}"
+        subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True)
+        last = torture.start(folder, "ckpt_path=last")
+        found, why = verdict(last, last.wait(), whole)
+        return found, f"{size:,} bytes: exit code {code}, then {why}"
+    finally:
+        subprocess.run(["umount", str(folder)], check=False)
+
+
+def memory(torture: Torture, case: int) -> tuple[str, str]:
+    """Little memory, then enough."""
+    draw, whole, folder = torture.draw("memory", case), torture.whole, torture.place("memory", case)
+    room = draw.randint(0, 60) * 2**20
+    first = torture.start(folder, memory=room)
+    code = first.wait()
+    if "Traceback" in first.output:
+        return "traceback", f"{room >> 20} MiB: {first.output[-1500:]}"
+    if code not in (0, 2, 4):
+        return "lost", f"{room >> 20} MiB: exit code {code}: {first.output[-300:]}"
+    last = torture.start(folder, "ckpt_path=last")
+    found, why = verdict(last, last.wait(), whole)
+    return found, f"{room >> 20} MiB: exit code {code}, then {why}"
+
+
+KINDS: dict[str, Callable[[Torture, int], tuple[str, str]]] = {
+    "kill": kill, "operation": operation, "checkpoint": checkpoint, "full": full, "disk": disk, "memory": memory,
+}  # fmt: skip
