@@ -75,3 +75,20 @@ def test_a_learning_curve_has_both_splits() -> None:
     assert losses.get_yscale() == "log" and accuracy.get_yscale() == "linear"
     assert len(losses.lines) == len(accuracy.lines) == 2
     assert [len(axes.lines) for axes in plots.learning_curve({}, "val/accuracy").axes] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(OSError("codec configuration error"), MemoryError), (OSError(28, "No space left on device"), OSError)],
+)
+def test_an_encoder_without_memory_is_told_from_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, expected: type[Exception]
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    figure = plots.learning_curve({}, "val/mse")
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(expected) as caught:
+        plots.save(figure, tmp_path / "curve.png")
+    assert caught.type is expected

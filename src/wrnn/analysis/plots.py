@@ -201,6 +201,11 @@ def animate(states: Tensor, path: Path, max_frames: int = 100, frames_per_second
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, making the folder."""
+    """Write a figure as PNG, making the folder. Raises: MemoryError where the encoder lacks memory; OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        if error.errno is None:  # the encoder's own, whose one reason is that it got no memory
+            raise MemoryError(f"{path}: {error}") from error
+        raise
