@@ -8,9 +8,8 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 def keep_freed_memory() -> bool:
     """Have the C library keep freed memory for what is allocated next, to the end of the process; whether it can.
 
-    Left alone, glibc gives large blocks back at once, and every tensor of 32 MiB or more is mapped anew, page by page:
-    a third to half of the time of a training step of S4D, LRU and minGRU on psMNIST (a core of an AMD EPYC, with other
-    runs beside). The process grew from 2.4 to 3.3 GB.
+    Left alone, glibc gives large blocks back at once, and each tensor of 32 MiB or more is mapped anew, page by page: a
+    large part of a training step of S4D, LRU or minGRU on psMNIST. The price is a process that does not shrink.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -169,54 +169,46 @@ def checkpoint(torture: Torture, case: int) -> tuple[str, str]:
     return found, f"{what}: {why}"
 
 
-def full(torture: Torture, case: int) -> tuple[str, str]:
-    """A file operation that fails as on a full disk, then room again."""
-    draw, whole, folder = torture.draw("full", case), torture.whole, torture.place("full", case)
-    number = draw.randint(1, torture.operations)
-    first = torture.start(folder, hurt=Hurt(number, "full", str(folder)))
+def again(torture: Torture, first: Run, what: str, codes: tuple[int, ...]) -> tuple[str, str]:
+    """What becomes of a run that was denied something, must have left with one of `codes`, and is started again."""
     code = first.wait()
     if "Traceback" in first.output:
-        return "traceback", f"operation {number}: {first.output[-1500:]}"
-    if code not in (0, 2):
-        return "lost", f"operation {number}: exit code {code}"
-    last = torture.start(folder, "ckpt_path=last")
-    found, why = verdict(last, last.wait(), whole)
-    return found, f"operation {number} of {torture.operations}: exit code {code}, then {why}"
+        return "traceback", f"{what}: {first.output[-1500:]}"
+    if code not in codes:
+        return "lost", f"{what}: exit code {code}: {first.output[-300:]}"
+    last = torture.start(first.folder, "ckpt_path=last")
+    found, why = verdict(last, last.wait(), torture.whole)
+    return found, f"{what}: exit code {code}, then {why}"
+
+
+def full(torture: Torture, case: int) -> tuple[str, str]:
+    """A file operation that fails as on a full disk, then room again."""
+    draw, folder = torture.draw("full", case), torture.place("full", case)
+    number = draw.randint(1, torture.operations)
+    first = torture.start(folder, hurt=Hurt(number, "full", str(folder)))
+    return again(torture, first, f"operation {number} of {torture.operations}", (0, 2))
 
 
 def disk(torture: Torture, case: int) -> tuple[str, str]:
     """A disk that is too small, then a larger one."""
-    draw, whole, folder = torture.draw("disk", case), torture.whole, torture.place("disk", case)
+    draw, folder = torture.draw("disk", case), torture.place("disk", case)
     size = draw.randint(4, 400) * 1024
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], check=True)
     try:
         first = torture.start(folder)
-        code = first.wait()
-        if "Traceback" in first.output:
-            return "traceback", f"{size:,} bytes: {first.output[-1500:]}"
-        if code not in (0, 2):
-            return "lost", f"{size:,} bytes: exit code {code}: {first.output[-300:]}"
+        first.wait()
         subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True)
-        last = torture.start(folder, "ckpt_path=last")
-        found, why = verdict(last, last.wait(), whole)
-        return found, f"{size:,} bytes: exit code {code}, then {why}"
+        return again(torture, first, f"{size:,} bytes", (0, 2))
     finally:
         subprocess.run(["umount", str(folder)], check=False)
 
 
 def memory(torture: Torture, case: int) -> tuple[str, str]:
     """Little memory, then enough."""
-    draw, whole, folder = torture.draw("memory", case), torture.whole, torture.place("memory", case)
+    draw, folder = torture.draw("memory", case), torture.place("memory", case)
     room = draw.randint(0, 60) * 2**20
     first = torture.start(folder, memory=room)
-    code = first.wait()
-    if "Traceback" in first.output:
-        return "traceback", f"{room >> 20} MiB: {first.output[-1500:]}"
-    if code not in (0, 2, 4):
-        return "lost", f"{room >> 20} MiB: exit code {code}: {first.output[-300:]}"
-    last = torture.start(folder, "ckpt_path=last")
-    found, why = verdict(last, last.wait(), whole)
-    return found, f"{room >> 20} MiB: exit code {code}, then {why}"
+    return again(torture, first, f"{room >> 20} MiB", (0, 2, 4))
 
 
 KINDS: dict[str, Callable[[Torture, int], tuple[str, str]]] = {

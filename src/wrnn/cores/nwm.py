@@ -95,6 +95,6 @@ class NeuralWaveMachine(LoopCore):
         above = self.halo if self.coupling == "torus" else 0
         padded = F.pad(pair, (self.halo, self.halo, above, above), mode="circular")
         # Every field of every sequence as a channel by itself: with one output channel the backward on a CPU is the
-        # framework's slowest, 17 times this.
+        # framework's slowest, many times this.
         kernel = self.kernel[0].repeat(len(pair), 1, 1)[:, None]
         return F.conv2d(padded.flatten(0, 1)[None], kernel, groups=len(kernel)).view_as(pair).sum(1).flatten(1)
