@@ -1,10 +1,13 @@
 """The module's recorded training step, without a GPU to record it on."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from conftest import TINY_COPY, Compose
+from wrnn.cores.wrnn import TravelingWaveRNN
 from wrnn.errors import ConfigError
 from wrnn.precision import float32_products, without_denormals
 from wrnn.training import build, load_run, train
@@ -123,6 +126,36 @@ def test_what_is_frozen_stays_as_it_starts_and_the_rest_learns(
         of_input = name.startswith(f"core.{INPUT[model]}")
         expected = name.startswith("core.") and stays[0 if of_input else 1]
         assert torch.equal(weight, start[name]) == expected, name
+
+
+@pytest.mark.parametrize("task", ["psmnist", "nscifar10"])
+def test_a_frozen_core_runs_once_a_split_and_changes_no_bit(
+    compose_config: Compose, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    images = {"psmnist": "fake_mnist", "nscifar10": "fake_cifar10"}[task]
+    words = [
+        "model=wrnn", f"task={task}", f"images={images}", "trainer=cpu", "images.train.size=40", "images.test.size=12",
+        "task.datamodule.num_val=8", "task.datamodule.batch_size=6", "task.datamodule.eval_batch_size=5",
+        "model.core.num_channels=2", "model.core.ring_size=7", "model.frozen=true", "trainer.max_epochs=3",
+    ]  # fmt: skip
+    seen: list[int] = []
+    forward = TravelingWaveRNN.forward
+
+    def counted(core: TravelingWaveRNN, inputs: torch.Tensor, *rest: Any, **more: Any) -> Any:
+        seen.append(len(inputs))
+        return forward(core, inputs, *rest, **more)
+
+    monkeypatch.setattr(TravelingWaveRNN, "forward", counted)
+    found = []
+    for largest in (2**31, 0):
+        monkeypatch.setattr("wrnn.features.LARGEST", largest)
+        seen.clear()
+        cfg = compose_config(*words, f"run_name=at_most_{largest}", "callbacks.figures=null")
+        found.append((train(cfg), load_run(cfg.paths.run_dir).module.state_dict(), sum(seen)))
+    (once, weights, few), (anew, others, many) = found
+    assert (few, many) == (32 + 8 + 12, 3 * (30 + 8) + 12)  # sequences; training leaves out an incomplete batch
+    assert all(torch.equal(weights[key], others[key]) for key in others)
+    assert {k: v for k, v in once.items() if "/" in k} == {k: v for k, v in anew.items() if "/" in k}
 
 
 def test_a_word_for_frozen_that_is_none(compose_config: Compose) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -14,6 +14,7 @@ from torchmetrics import MetricCollection
 
 from wrnn.cores.base import Core
 from wrnn.errors import ConfigError
+from wrnn.features import FixedFeatures
 from wrnn.objectives import Objective
 from wrnn.seeds import derive_seed
 from wrnn.tasks.base import SequenceBatch
@@ -51,6 +52,7 @@ class SequenceModule(L.LightningModule):
         identity: plain numbers and strings that say what this run is; kept in its checkpoints.
 
     Attributes:
+        features: the outputs of a core that does not learn, where they are remembered.
         cuda_graphs: whether forward and backward of a training step are recorded once and replayed; needs a GPU and
             batches of one shape.
     """
@@ -69,6 +71,7 @@ class SequenceModule(L.LightningModule):
         self.core, self.readout, self.objective = core, readout, objective
         self.make_optimizer, self.schedule, self.seed = optimizer, schedule, seed
         self.identity = dict(identity or {})
+        self.features: FixedFeatures | None = None
         self.cuda_graphs = False
         self._replay: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
         self.metrics = nn.ModuleDict(
@@ -103,7 +106,8 @@ class SequenceModule(L.LightningModule):
         if self.cuda_graphs:
             loss, outputs = self.replayed(batch)
         else:
-            loss, outputs = self._loss_and_outputs(batch.inputs, batch.targets, batch.shared_from)
+            outputs = self._outputs(batch, "train")
+            loss, outputs = self.objective.loss(outputs, batch.targets), outputs.detach()
         self.log("train/loss", loss, prog_bar=True)
         if is_logged_step(self.trainer):
             metrics = self._metrics("train")
@@ -111,6 +115,12 @@ class SequenceModule(L.LightningModule):
             metrics.reset()
             self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
+
+    def _outputs(self, batch: SequenceBatch, split: str) -> Tensor:
+        if self.features is not None and batch.numbers is not None and self.features.fits(split):
+            outputs: Tensor = self.readout(self.features(split, batch.numbers))
+            return outputs
+        return cast(Tensor, self(batch.inputs, batch.shared_from))
 
     def _loss_and_outputs(self, inputs: Tensor, targets: Tensor, shared_from: int | None) -> tuple[Tensor, Tensor]:
         outputs = self(inputs, shared_from)
@@ -133,7 +143,7 @@ class SequenceModule(L.LightningModule):
         self._evaluate(batch, "test")
 
     def _evaluate(self, batch: SequenceBatch, split: str) -> None:
-        outputs = self(batch.inputs, batch.shared_from)
+        outputs = self._outputs(batch, split)
         size = len(batch.targets)
         self.log(f"{split}/loss", self.objective.loss(outputs, batch.targets), batch_size=size)
         metrics = self._metrics(split)

@@ -35,6 +35,7 @@ from wrnn.checks import one_of
 from wrnn.config import check, digest, first_line, identity
 from wrnn.cores.base import Core
 from wrnn.errors import ConfigError, Interrupted, OutOfMemory
+from wrnn.features import fixed_features
 from wrnn.files import read_json, write_json
 from wrnn.memory import keep_freed_memory
 from wrnn.module import Schedule, SequenceModule
@@ -178,6 +179,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError(f"cuda_graphs=true: needs one CUDA GPU, not {device.type}")
     _guarded(partial(parts.core.check_device, device))
     parts.module.cuda_graphs = cfg.cuda_graphs
+    parts.module.features = fixed_features(parts.core, parts.task, parts.objective)
     with runs.held(folder):
         runs.start(folder, cfg)
         return _run(cfg, parts, trainer, folder, checkpoint)

@@ -81,6 +81,14 @@ def test_sequences_of_a_batch_do_not_meet(core: Core, inputs: torch.Tensor) -> N
     torch.testing.assert_close(core(inputs[[2, 0, 1]])[0], alone, rtol=1e-12, atol=1e-12)
 
 
+def test_a_core_says_whether_training_changes_its_outputs(core: Core, inputs: torch.Tensor) -> None:
+    expected = core(inputs)[0]
+    core.train()
+    torch.manual_seed(0)
+    found = torch.cat([core(inputs[[index]])[0] for index in range(len(inputs))])
+    assert core.is_deterministic == torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_gradients_reach_every_parameter(core: Core, inputs: torch.Tensor) -> None:
     if not list(core.parameters()):
         pytest.skip("a core that learns nothing")

@@ -13,7 +13,7 @@ from conftest import CONF, ROOT, Compose, MakeRecord
 from wrnn.paper import ledger as book
 from wrnn.paper.cells import Experiments, experiments_in
 from wrnn.paper.command import main
-from wrnn.paper.report import LEDGER_WORD, claims_frame, costs_frame, judge, markdown
+from wrnn.paper.report import LEDGER_WORD, claims_frame, costs_frame, curves_frame, faster_frame, judge, markdown
 from wrnn.paper.state_figures import load
 from wrnn.training import train
 
@@ -53,7 +53,7 @@ def test_what_was_not_run_stands_there_with_a_command_that_runs_it(tmp_path: Pat
     text = write(empty, tmp_path, "--no-figures")
     assert "**124 cells: 0 reproduced, 0 differs, 0 partial budget, 124 not run.**" in text
     commands = [line.strip() for line in text.splitlines() if line.startswith("    python src/train.py")]
-    assert len(commands) == 9  # for the claims, seven tables, and what figures alone show
+    assert len(commands) == 10  # for the claims, seven tables, a schedule of ours, and what figures alone show
     named = set()
     for line in commands:
         words = shlex.split(line)[3:]
@@ -87,12 +87,34 @@ def test_claims(make_record: MakeRecord, experiments: Experiments) -> None:
     assert solved.basis == "wrnn_adding_t1000: 1000 ± 100, n=3, solved"
     early = [make_record(f"{model}_psmnist", share=0.025, **{"test/accuracy": 0.9}) for model in ("wrnn", "irnn")]
     assert states(*early)["psMNIST"] == ("+0.00", "not yet decidable")  # 3 of 120 epochs against 6.25 of 250
+    same = [make_record("irnn_psmnist", 1, share=0.012, **{"test/accuracy": 0.6})]
+    assert states(*early, *same)["psMNIST"] == ("+30.00", "so far yes")  # both after 3 epochs
     three = [
         make_record(name, seed, **{"test/accuracy": value})
         for name, value in (("wrnn_smnist", 0.97), ("wrnn_smnist_random_u", 0.95), ("wrnn_smnist_dirac_u", 0.96))
         for seed in range(3)
     ]
     assert states(*three)["Start of the kernel on sMNIST"] == ("97 > 95 > 96", "does not hold")
+
+
+def test_a_short_run_is_held_against_the_published_curve(make_record: MakeRecord, experiments: Experiments) -> None:
+    def epochs(seed: int, share: float, *values: float) -> book.Record:
+        run = make_record("wrnn_psmnist", seed, share)
+        per_epoch = round(run.budget["steps"] / run.budget["epochs"])
+        steps = [per_epoch * (index + 1) for index in range(len(values))]
+        return replace(run, curves={"val/accuracy": (steps, list(values))})
+
+    runs = [epochs(0, 1 / 120, 0.9), epochs(0, 3 / 120, 0.91, 0.92, 0.94), epochs(1, 1 / 120, 0.93)]
+    frame = curves_frame(judge(book.Ledger(Path(), runs, []), experiments))
+    assert frame.drop(columns="experiment").to_numpy().tolist() == [
+        ["1 epoch", "93.4", "92", "1.41", "2", "-1.4 points"], ["3 epochs", "94.5", "94", "", "1", "-0.5 points"],
+    ]  # fmt: skip
+    fast = replace(
+        make_record("psmnist_fast", **{"test/accuracy": 0.9631}), curves={"val/accuracy": ([500, 1000], [0.94, 0.962])}
+    )
+    (row,) = faster_frame(judge(book.Ledger(Path(), [fast], []), experiments)).to_dict("records")
+    assert (row["epochs of wrnn_psmnist (quoted)"], row["test accuracy"]) == ("51", "96.31")
+    assert (row["epochs, ours"], row["epochs in all"]) == ("50", "5")  # a hundred made-up steps, 20 an epoch
 
 
 def test_what_is_missing_has_a_price_where_it_was_timed(make_record: MakeRecord, experiments: Experiments) -> None:

@@ -69,6 +69,14 @@ class Core(nn.Module, ABC):
         """(channels, neurons per channel) where the output is a set of rings, else None."""
         return None
 
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether an output depends on the sequence and the weights alone, in training too.
+
+        It does not with dropout, or statistics over the batch.
+        """
+        return True
+
     def input_parameters(self) -> Iterable[nn.Parameter]:
         """The weights between the inputs and the recurrence, for `model.frozen`: those of `input_map`, if there is one.
 

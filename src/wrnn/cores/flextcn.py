@@ -68,6 +68,11 @@ class FlexTCN(WholeSequenceCore):
         return [ParameterGroup(windows, 0.1, weight_decay=0.0)]
 
     @property
+    def is_deterministic(self) -> bool:
+        """False: it is normalised over the batch."""
+        return False
+
+    @property
     def output_size(self) -> int:
         """W."""
         return self.hidden_size

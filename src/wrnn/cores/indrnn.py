@@ -77,6 +77,11 @@ class IndependentRNN(Core):
             u.clamp_(-self.limit, self.limit)
 
     @property
+    def is_deterministic(self) -> bool:
+        """False: it is normalised over the batch."""
+        return False
+
+    @property
     def output_size(self) -> int:
         """N."""
         return self.hidden_size

@@ -77,7 +77,7 @@ class LinearStack(Core):
         self.hidden_size = whole_number("model.core.hidden_size", hidden_size)
         whole_number("model.core.num_layers", num_layers)
         one_of("model.core.block", block, ("glu", "none"))
-        share("model.core.dropout", dropout)
+        self.dropout = share("model.core.dropout", dropout)
         self.recurrence = one_of("recurrence", recurrence, LOOPS)
         self.input_map = nn.Linear(input_size, hidden_size)
         asks = getattr(getattr(layer, "func", layer), "asks_sequence_length", False)
@@ -90,6 +90,11 @@ class LinearStack(Core):
     def parameter_groups(self) -> list[ParameterGroup]:
         """Those of the layers."""
         return [group for block in self._all() for group in block.layer.parameter_groups()]
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Where there is no dropout."""
+        return not self.dropout
 
     @property
     def output_size(self) -> int:

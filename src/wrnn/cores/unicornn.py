@@ -61,6 +61,11 @@ class UndampedOscillators(Core):
         return list(self.maps[0].parameters())
 
     @property
+    def is_deterministic(self) -> bool:
+        """Where there is no dropout."""
+        return not self.dropout
+
+    @property
     def output_size(self) -> int:
         """N."""
         return self.hidden_size

@@ -232,14 +232,25 @@ def deviations(expected: Mapping[str, Any], run: Record) -> dict[str, tuple[Any,
 
 
 def measured(
-    placed: Placed, experiments: Experiments, experiment: str, metric: str, preset: str = "corrected"
+    placed: Placed,
+    experiments: Experiments,
+    experiment: str,
+    metric: str,
+    preset: str = "corrected",
+    epochs: float | None = None,
 ) -> Measured | None:
     """The runs of an experiment with the largest budget, one a seed; the newest where a seed was run twice.
+
+    With `epochs`, those of that budget in place of the largest.
 
     What happened at the step that solved a task happened whatever budget followed. So for `solved_step` each seed
     counts: with the run that solved it, or with its largest budget.
     """
-    runs = [run for run in placed.runs.get(experiment, []) if run.preset == preset]
+    runs = [
+        run
+        for run in placed.runs.get(experiment, [])
+        if run.preset == preset and epochs in (None, run.budget["epochs"])
+    ]
     if not runs:
         return None
     shares = {run.id: experiments.share(experiment, run) for run in runs}
@@ -362,9 +373,10 @@ def _band(band: Any, value: float | None) -> tuple[float | None, float | None]:
 
 
 def experiment_names(content: Mapping[str, Any]) -> list[str]:
-    """Every experiment that a cell, a setting, a claim or a curve is about, once, in order of appearance."""
+    """Every experiment that is held against something published, once, in order of appearance."""
     names = [name for cell in read_cells(content) for name in cell.experiments]
     for table in content["settings"].values():
         names += [row["experiment"].format(column) for row in table["rows"] for column in table["columns"]]
     names += [name for claim in content["claims"] for name in claim["experiments"]]
+    names += [row["experiment"] for row in content["faster"]]
     return list(dict.fromkeys([*names, *content["curves"], *content["pictures"]]))

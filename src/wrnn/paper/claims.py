@@ -17,7 +17,7 @@ class Claim:
         wanted: the band in words.
         found: our number in words; empty where a run is missing.
         state: `holds`, `does not hold`, `so far yes`, `so far no`, `not run`, or `not yet decidable` where accuracies
-            after different numbers of epochs would be compared.
+            after different numbers of epochs would be compared, as no number of them was run with all.
         basis: the experiments with mean and standard deviation, seeds and share of the budget.
         needs: experiments that lack seeds or budget.
     """
@@ -37,6 +37,8 @@ def evaluate(claim: Mapping[str, Any], placed: Placed, experiments: Experiments)
     band = tuple(claim.get("band", (None, None)))
     found_runs = [measured(placed, experiments, name, metric) for name in names]
     needs = [name for name, found in zip(names, found_runs, strict=True) if not _is_whole(found)]
+    if needs and kind in ("difference", "order"):
+        found_runs = _at_one_budget(names, metric, placed, experiments) or found_runs
     found, holds = "", False
     if all(found_runs):
         found, holds = _compare(kind, band, [one for one in found_runs if one], metric)
@@ -56,6 +58,18 @@ def evaluate(claim: Mapping[str, Any], placed: Placed, experiments: Experiments)
         basis="; ".join(_basis(name, one, metric) for name, one in zip(names, found_runs, strict=True)),
         needs=needs,
     )
+
+
+def _at_one_budget(
+    names: Sequence[str], metric: str, placed: Placed, experiments: Experiments
+) -> list[Measured | None] | None:
+    """What runs of the most epochs that all these experiments were run for give; None where there are no such."""
+    budgets = [
+        {run.budget["epochs"] for run in placed.runs.get(name, []) if run.preset == "corrected"} for name in names
+    ]
+    if not (common := set.intersection(*budgets)):
+        return None
+    return [measured(placed, experiments, name, metric, epochs=max(common)) for name in names]
 
 
 def _is_whole(measured: Measured | None) -> bool:

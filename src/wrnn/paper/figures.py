@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from wrnn.paper.cells import measured, read_cells
+from wrnn.paper.curves import axis_of, course, longest
 from wrnn.paper.report import Paper, file_name
 from wrnn.training import build, parameter_counts
 
@@ -70,7 +71,7 @@ def figure_3(paper: Paper) -> tuple[Figure, str]:
             Series("iRNN n=625", f"irnn_copy_t{delay}_n625", LARGE),
             Series("iRNN n=100", f"irnn_copy_t{delay}", DENSE),
         ]
-        _curves(axes, paper, lines, "val/cross_entropy", scale=1 / 50)
+        _curves(axes, paper, lines)
         axes.set(title=f"T = {delay}", yscale="log")
     panels[0].set_ylabel('cross-entropy / 50 (nats), the paper\'s "MSE"')
     return _finish(
@@ -86,7 +87,7 @@ def figure_5(paper: Paper) -> tuple[Figure, str]:
             Series("wRNN n=100, c=27", f"wrnn_adding_t{length}", WAVE),
             Series("iRNN n=100", f"irnn_adding_t{length}", DENSE),
         ]
-        _curves(axes, paper, lines, "val/mse")
+        _curves(axes, paper, lines)
         axes.axhline(0.05, color="0.6", lw=0.8)
         axes.set(title=f"T = {length}", yscale="log")
     panels[0].set_ylabel("mean squared error")
@@ -101,8 +102,8 @@ def figure_6(paper: Paper) -> tuple[Figure, str]:
     figure, panels = _panels(2)
     for axes, task in zip(panels, ("smnist", "psmnist"), strict=True):
         lines = [Series("wRNN n=256, c=16", f"wrnn_{task}", WAVE), Series("iRNN n=256", f"irnn_{task}", DENSE)]
-        _curves(axes, paper, lines, "val/accuracy", scale=100, epochs=True)
-        _curves(axes, paper, lines, "train/accuracy", scale=100, epochs=True, faint=True)
+        _curves(axes, paper, lines)
+        _curves(axes, paper, lines, training=True)
         axes.set(title={"smnist": "sMNIST", "psmnist": "psMNIST"}[task], xscale="symlog", xlim=(0, 260))
     panels[0].set_ylabel("accuracy (%)")
     caption = (
@@ -189,7 +190,7 @@ OPEN = "Open markers: quoted, read off the paper's plot."
 
 def _accuracy(paper: Paper, lines: Sequence[Series], caption: str) -> tuple[Figure, str]:
     figure, panels = _panels(1, width=5.5)
-    _curves(panels[0], paper, lines, "val/accuracy", scale=100, epochs=True)
+    _curves(panels[0], paper, lines)
     panels[0].set(ylabel="validation accuracy (%)", xscale="symlog", xlim=(0, 260))
     return _finish(figure, panels), caption + "Lines: ours on validation. " + OPEN
 
@@ -214,40 +215,34 @@ def _finish(figure: Figure, panels: Sequence[Axes]) -> Figure:
     return figure
 
 
-def _curves(
-    axes: Axes,
-    paper: Paper,
-    lines: Sequence[Series],
-    metric: str,
-    scale: float = 1,
-    epochs: bool = False,
-    faint: bool = False,
-) -> None:
-    """Our curves, one a seed, and the quoted points."""
+def _curves(axes: Axes, paper: Paper, lines: Sequence[Series], training: bool = False) -> None:
+    """Our curves, one a seed, and the quoted points; or, faint, those of single training batches alone."""
     missing = []
     for line in lines:
-        found = measured(paper.placed, paper.experiments, line.experiment, metric)
+        axis = axis_of(paper.experiments.config(line.experiment).task.name)
+        metric = axis.metric.replace("val/", "train/") if training else axis.metric
+        per_tick = 1 if axis.unit == "epochs" else 1000
+        runs = longest(paper.placed, paper.experiments, line.experiment)
         label: str | None = line.label
-        for run in found.runs if found else []:
-            steps, values = run.curves.get(metric, ([], []))
-            per_epoch = run.budget["steps"] / run.budget["epochs"] if epochs else 1000
-            style: dict[str, Any] = {"lw": 0.5, "alpha": 0.35} if faint else {"lw": 1.3}
-            x, y = [step / per_epoch for step in steps], [scale * value for value in values]
-            dot = line.look.marker if len(x) < 5 and not faint else ""
+        for run in runs:
+            x, y = course(run, axis, metric)
+            style: dict[str, Any] = {"lw": 0.5, "alpha": 0.35} if training else {"lw": 1.3}
+            dot = line.look.marker if len(x) < 5 and not training else ""
             axes.plot(
-                x, y, line.look.line, marker=dot, ms=3, color=line.look.colour, label=None if faint else label, **style
-            )
+                [place / per_tick for place in x], y, line.look.line, marker=dot, ms=3, color=line.look.colour,
+                label=None if training else label, **style,
+            )  # fmt: skip
             label = None
-        if faint:
+        axes.set_xlabel("epochs" if axis.unit == "epochs" else "thousand optimizer steps")
+        if training:
             continue
-        if not found:
+        if not runs:
             missing.append(line.label)
         quoted = paper.content["curves"].get(line.experiment, [])
         if quoted:
-            points = [[x / (1 if epochs else 1000) for x, _ in quoted], [y for _, y in quoted]]
+            places = [[x / per_tick for x, _ in quoted], [y for _, y in quoted]]
             axes.plot(
-                *points, line.look.marker, mfc="none", ms=4, color=line.look.colour, label=f"{line.label}, quoted"
+                *places, line.look.marker, mfc="none", ms=4, color=line.look.colour, label=f"{line.label}, quoted"
             )
-    axes.set_xlabel("epochs" if epochs else "thousand optimizer steps")
     if missing:
         axes.set_title("not run: " + ", ".join(missing), fontsize=6, loc="right", y=-0.32)

@@ -27,6 +27,7 @@ from wrnn.paper.cells import (
     start_name,
 )
 from wrnn.paper.claims import Claim, evaluate
+from wrnn.paper.curves import axis_of, course, first_reaching, longest, points
 from wrnn.paper.ledger import Ledger, Record
 
 LEDGER_WORD = "paths.ledger_dir=results/ledger"
@@ -131,6 +132,19 @@ def markdown(paper: Paper) -> str:
         "## What was tried beside the published settings\n\nRuns that differ from an experiment in up to three "
         "settings.\n\n" + _table(variations_frame(paper))
     )
+    parts.append(
+        "## Along the paper's learning curves\n\nPoints read off its plots, to about a digit, beside our validation at "
+        "the same step or epoch: what runs short of the published budget can already be held against. Each seed counts "
+        "with its longest run. Copy: cross-entropy / 50; adding: mean squared error; images: accuracy in %.\n\n"
+        + _table(curves_frame(paper))
+    )
+    parts.append(
+        "## Faster than the paper's schedule\n\nEpochs until validation first reaches an accuracy, with settings of "
+        "our own. The published epoch is read off the paper's plot.\n\n" + _table(faster_frame(paper))
+    )
+    parts.append(
+        f"Whole, with {SEEDS_NEEDED} seeds:\n\n    {command(row['experiment'] for row in paper.content['faster'])}\n"
+    )
     if paper.waves:
         parts.append(
             "## Waves of trained models\n\nStates over the first test sequence, of runs whose weights were kept, "
@@ -139,6 +153,7 @@ def markdown(paper: Paper) -> str:
             + _table(pd.DataFrame(paper.waves))
         )
     tabled = {name for one in paper.answers for name in one.cell.experiments}
+    tabled |= {row["experiment"] for row in paper.content["faster"]}
     pictured = [n for n in experiment_names(paper.content) if n not in tabled and n not in paper.placed.runs]
     parts.append("## Figures\n")
     if pictured:
@@ -243,6 +258,54 @@ def cells_frame(paper: Paper, name: str) -> pd.DataFrame:
     ]
     frame = pd.DataFrame(rows, columns=heads)
     return frame.drop(columns=[head for head in ("released_code", "sd") if frame[head].eq("").all()])
+
+
+def curves_frame(paper: Paper) -> pd.DataFrame:
+    """A row a point of a published curve that our runs have reached."""
+    rows = []
+    for one in points(paper.content, paper.placed, paper.experiments):
+        metric = one.metric.replace("val/", "test/")
+        off = (
+            f"{one.mean - one.published:+.1f} points"
+            if metric.endswith("/accuracy")
+            else (f"{one.mean / one.published:.2g} times" if one.published else "")
+        )
+        rows.append(
+            {
+                "experiment": one.experiment,
+                "at": f"{one.x:,} {one.unit}" if one.x != 1 else "1 epoch",
+                "published (quoted)": number(one.published, metric),
+                "measured": number(one.mean, metric),
+                "sd": "" if one.spread is None else number(one.spread, metric),
+                "n": str(len(one.values)),
+                "ours to theirs": off,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def faster_frame(paper: Paper) -> pd.DataFrame:
+    """A row a run of a schedule of ours that is there to be faster than the paper's."""
+    rows = []
+    for row in paper.content["faster"]:
+        name, level = row["experiment"], row["level"]
+        axis = axis_of(paper.experiments.config(name).task.name)
+        theirs = first_reaching(level, *zip(*paper.content["curves"][row["than"]], strict=True))
+        for run in longest(paper.placed, paper.experiments, name):
+            reached = first_reaching(level, *course(run, axis))
+            rows.append(
+                {
+                    "experiment": name,
+                    "seed": str(run.seed),
+                    "level": f"{level} %",
+                    f"epochs of {row['than']} (quoted)": "never" if theirs is None else f"{theirs:g}",
+                    "epochs, ours": "never" if reached is None else f"{reached:g}",
+                    "epochs in all": f"{run.budget['epochs']:g}",
+                    "test accuracy": number(_value(run, headline(run)), headline(run)),
+                    "run": run.id[:6],
+                }
+            )
+    return pd.DataFrame(rows)
 
 
 def costs_frame(paper: Paper) -> tuple[pd.DataFrame, list[str]]:

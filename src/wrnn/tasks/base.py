@@ -16,12 +16,14 @@ class SequenceBatch(NamedTuple):
     """Inputs (B, T, I), floating point; targets as the task's objective reads them. Batch first.
 
     `shared_from`: the step from which on the inputs are the same for every sequence, if there is one; a core may
-    compute their effect once.
+    compute their effect once. `numbers` (B,): which sequences of their split these are, where those are the same at
+    every pass.
     """
 
     inputs: Tensor
     targets: Tensor
     shared_from: int | None = None
+    numbers: Tensor | None = None
 
 
 class BatchStream:

@@ -58,6 +58,11 @@ class ImageTask(Task):
     def arrange(self, images: Tensor) -> Tensor:
         """Images (M, channels, H, W) uint8 -> the sequences that are kept, (M, ...) uint8. Called once a set."""
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether a sequence is the same at every pass."""
+        return True
+
     def to_inputs(self, images: Tensor, split: str, epoch: int, index: int) -> Tensor:
         """Arranged images of one batch, as floats (B, T, I), -> the inputs. May add what is drawn anew."""
         return images
@@ -107,13 +112,28 @@ class ImageTask(Task):
 
     def make_batch(self, split: str, epoch: int, index: int) -> SequenceBatch:
         """See `Task`. The order of the training images is a function of (seed, epoch)."""
-        if split == "train":
-            chosen: Tensor | slice = self._order(epoch)[index * self.batch_size :][: self.batch_size]
-        else:
-            chosen = slice(index * self.eval_batch_size, (index + 1) * self.eval_batch_size)
+        numbers = self._numbers(split, epoch, index)
+        return SequenceBatch(
+            self.to_inputs(self._pictures(split, numbers), split, epoch, index),
+            self.labels[split][numbers],
+            self.shared_from,
+            numbers if self.is_fixed else None,
+        )
+
+    def sequences(self, split: str, numbers: Tensor) -> Tensor:
+        """The inputs (B, T, I) of a split's sequences with these numbers (B,), for a task that is fixed."""
+        return self.to_inputs(self._pictures(split, numbers), split, 0, 0)
+
+    def _pictures(self, split: str, numbers: Tensor) -> Tensor:
         shift, scale = self._shift_and_scale
-        images = (self.images[split][chosen].float() - shift) * scale
-        return SequenceBatch(self.to_inputs(images, split, epoch, index), self.labels[split][chosen], self.shared_from)
+        return (self.images[split][numbers].float() - shift) * scale
+
+    def _numbers(self, split: str, epoch: int, index: int) -> Tensor:
+        labels = self.labels[split]
+        if split == "train":
+            return self._order(epoch)[index * self.batch_size :][: self.batch_size]
+        first = index * self.eval_batch_size
+        return torch.arange(first, min(first + self.eval_batch_size, len(labels)), device=labels.device)
 
     def _order(self, epoch: int) -> Tensor:
         if self._cached_order[0] != epoch:

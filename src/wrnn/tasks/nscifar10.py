@@ -66,6 +66,11 @@ class NoisyRows(ImageTask):
         """32 where a batch has one noise."""
         return None if self.noise == "per_sample" or self.sequence_length == ROWS else ROWS
 
+    @property
+    def is_fixed(self) -> bool:
+        """Where there is but one noise."""
+        return self.noise == "fixed"
+
     def arrange(self, images: Tensor) -> Tensor:
         """(M, 3, 32, 32) -> (M, 32, 96): row by row, each [32 R, 32 G, 32 B]."""
         if images.shape[1:] != (3, 32, 32):
