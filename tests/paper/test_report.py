@@ -13,6 +13,7 @@ from conftest import CONF, ROOT, Compose, MakeRecord
 from wrnn.paper import ledger as book
 from wrnn.paper.cells import Experiments, experiments_in
 from wrnn.paper.command import main
+from wrnn.paper.followed_up import entries, sentence
 from wrnn.paper.report import LEDGER_WORD, claims_frame, costs_frame, curves_frame, faster_frame, judge, markdown
 from wrnn.paper.state_figures import load
 from wrnn.training import train
@@ -115,6 +116,26 @@ def test_a_short_run_is_held_against_the_published_curve(make_record: MakeRecord
     (row,) = faster_frame(judge(book.Ledger(Path(), [fast], []), experiments)).to_dict("records")
     assert (row["epochs of wrnn_psmnist (quoted)"], row["test accuracy"]) == ("51", "96.31")
     assert (row["epochs, ours"], row["epochs in all"]) == ("50", "5")  # a hundred made-up steps, 20 an epoch
+
+
+def test_what_was_tried_is_told_with_the_numbers_of_the_ledger(
+    make_record: MakeRecord, experiments: Experiments
+) -> None:
+    runs = [make_record("irnn_adding_t100", solved_step=None)]
+    for seed, step in enumerate((10_000, 20_000, 30_000)):
+        runs.append(make_record("irnn_adding_t100", seed, step / 60_000, solved_step=step))
+        runs[-1].settings["model"]["core"]["input_init"]["bias"] = "pytorch"
+    paper = judge(book.Ledger(Path(), runs, []), experiments)
+    entry = {
+        "experiment": "irnn_adding_t100", "metric": "solved_step", "asked": "Why?", "found": "So.",
+        "tried": [{"model.core.input_init.bias": "pytorch"}, {"preset": "released_code"}],
+    }  # fmt: skip
+    assert sentence(entry, paper.placed, experiments) == (
+        "*Why?* solved_step: `irnn_adding_t100` never (n=1, 60,000 steps); with `model.core.input_init.bias=pytorch`"
+        " 20,000 ± 10,000 (n=3, 10,000 to 30,000 steps). So."
+    )
+    committed = judge(book.load(ROOT / "results/ledger"), experiments)
+    assert all(sentence(one, committed.placed, experiments) for one in entries())
 
 
 def test_what_is_missing_has_a_price_where_it_was_timed(make_record: MakeRecord, experiments: Experiments) -> None:

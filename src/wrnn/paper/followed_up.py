@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from wrnn.paper.cells import Experiments, Placed, measured, scale_of
+from wrnn.paper.cells import SOLVED, Experiments, Placed, measured, scale_of
 from wrnn.paper.ledger import Record
 
 FOLLOWED_UP = Path(__file__).with_name("followed_up.yaml")
@@ -52,10 +52,12 @@ def _numbers(runs: list[Record], metric: str) -> str:
     if not found:
         return "not run"
     steps = sorted({run.budget["steps"] for run, _ in found})
-    spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
-    value = f"{statistics.fmean(values):.4g}{spread}" if values else "never"
+    used = f"{steps[0]:,} steps" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,} steps"
+    style, off = (",.0f", ",.0f") if metric == SOLVED else (".4g", ".2g")
+    spread = f" ± {statistics.stdev(values):{off}}" if len(values) > 1 else ""
+    value = f"{statistics.fmean(values):{style}}{spread}" if values else "never"
     reached = f" in {len(values)} of {len(found)}" if 0 < len(values) < len(found) else ""
-    return f"{value}{reached} (n={len(found)}, {' or '.join(f'{count:,}' for count in steps)} steps)"
+    return f"{value}{reached} (n={len(found)}, {used})"
 
 
 def _word(value: Any) -> str:
