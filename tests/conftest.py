@@ -12,15 +12,16 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+os.environ["WRNN_TUNE"] = "0"  # a GPU would try six kernels at each of the many sizes here
+INTERPRETS = not torch.cuda.is_available()
+if INTERPRETS:
+    os.environ["TRITON_INTERPRET"] = "1"  # the GPU's kernels in numpy; Triton looks when it is imported, as below
+
 from wrnn import schema
 from wrnn.config import digest, identity
 from wrnn.paper.cells import Experiments, experiments_in
 from wrnn.paper.ledger import SCHEMA, Record
 
-os.environ["WRNN_TUNE"] = "0"  # a GPU would try six kernels at each of the many sizes here
-INTERPRETS = not torch.cuda.is_available()
-if INTERPRETS:
-    os.environ["TRITON_INTERPRET"] = "1"  # the GPU's kernels in numpy; Triton looks when it is first imported
 try:
     TRITON = [int(part) for part in version("triton").split(".")[:2]]
 except PackageNotFoundError:

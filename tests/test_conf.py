@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from conftest import Compose, option_names
-from wrnn.config import differences, digest, identity
+from wrnn.config import check, differences, digest, identity
 from wrnn.errors import ConfigError
 from wrnn.inits import Initializer
 from wrnn.training import build
@@ -137,6 +137,37 @@ def test_the_identity_changes_with_the_result_and_with_nothing_else(compose_conf
     saved = OmegaConf.load(tmp_path / "saved.yaml")
     assert differences(base, identity(saved)) == [
         "seed: 0, now 1", "task.datamodule.order_seed: 0, now 1"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["+foo=3"], "foo: no such key; there are: seed, run_name"),
+        (["+paths.dat_dir=x"], "paths.dat_dir: no such key; did you mean data_dir"),
+        (["optimizer.weight_decay=${nowhere.at}"], r"optimizer.weight_decay=\$\{nowhere.at\}: Interpolation key"),
+        (["optimizer.lr=nan"], "optimizer.lr=nan: must be a number"),
+        (["optimizer.betas=[0.9]"], "optimizer.betas=.*: must be a list of 2: a number"),
+        (["optimizer.lr=fast"], "optimizer.lr='fast': must be a number"),
+        (
+            ["trainer.limit_val_batches=true"],
+            "trainer.limit_val_batches=True: must be a whole number or a number or null",
+        ),
+        (["callbacks.best.enable_version_counter=0"], "callbacks.best.enable_version_counter=0: must be true or false"),
+        (["callbacks.best=5"], "callbacks.best=5: must be what is built from a _target_ or null"),
+        (
+            ["callbacks=record_states", "callbacks.record_states.at_steps=3"],
+            "at_steps=3: must be a list of a whole number",
+        ),
+        (["model.paper_init=banana"], "init.weight=banana: must be what is built from a _target_ or null"),
+        (["model.paper_init._partial_=[1]"], r"_partial_=\[1\]: must be true or false"),
+        (["model.presets.paper_text.bias=one"], "model.presets.paper_text.bias=one: must be one of zero, pytorch"),
+        (["model.name=../x"], "model.name='../x': must be a name of letters"),
+        (["task.datamodule=3"], "task.datamodule=3: must be what is built from a _target_"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_legal(compose_config: Compose, words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check(compose_config(*words))
 
 
 CORE = '''

@@ -5,16 +5,24 @@ every run finished, 130 Ctrl-C, 143 SIGTERM.
 """
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from wrnn.config import nearest
 from wrnn.errors import ConfigError, DivergedError, Interrupted, OutOfMemory, SweepIncomplete
+
+CONF = Path(__file__).parents[2] / "conf"
 
 
 def run(main: Callable[[], None]) -> None:
@@ -27,7 +35,12 @@ def run(main: Callable[[], None]) -> None:
         except (HydraException, OmegaConfBaseException) as error:
             if full:
                 raise
-            _leave(_flat(error), ConfigError.exit_code)
+            _leave(_flat(error).rstrip(".") + _nearest_key(str(error)), ConfigError.exit_code)
+        except ValueError as error:  # Hydra's, of its own kind nowhere
+            if full or not str(error).startswith("Config group override"):
+                raise
+            words = [word for word in sys.argv[1:] if re.match(r"[\w/]+=", word)]
+            _leave(f"{' '.join(words)}: a group takes the name of one of its options", ConfigError.exit_code)
 
 
 @contextmanager
@@ -63,6 +76,26 @@ def _flat(error: BaseException) -> str:
         "See ",
     )
     return " ".join(line for line in lines if line and not line.startswith(unwanted))
+
+
+def _nearest_key(message: str) -> str:
+    """What a key that Hydra does not know may have been meant to be, among those where it was looked for."""
+    found = re.search(r"(?:Could not override|delete from config\.|full_key:)\s+'?([\w.]+)", message)
+    if found is None:
+        return ""
+    above, _, key = found[1].rpartition(".")
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
+    options = [word for word in sys.argv[1:] if word.split("=")[0] in groups]
+    choices = [word for word in options if (CONF / f"{word.replace('=', '/')}.yaml").exists()]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("config", choices)
+        node = OmegaConf.select(cfg, above) if above else cfg
+    except (HydraException, OmegaConfBaseException):
+        return ""
+    legal = [*map(str, node), *([] if above else groups)] if isinstance(node, DictConfig) else []
+    return nearest(key, legal) if key not in legal else ""
 
 
 def _leave(message: str, code: int) -> None:

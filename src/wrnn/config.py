@@ -1,17 +1,23 @@
 """Checks of a composed config before anything is built, and what identifies a run."""
 
+import contextlib
+import copy
 import difflib
 import hashlib
 import inspect
 import json
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+import math
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, cast
 
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from wrnn.errors import ConfigError
+from wrnn.hints import fits, in_words
 
 # Keys that say where and how a run is made, not what it computes.
 _NOT_IDENTITY = (
@@ -38,24 +44,136 @@ _WATCHERS = (
 )
 
 
+# What must be built from a node, and what may also be null.
+_BUILT = (
+    "model.core",
+    "model.readout",
+    "task.datamodule",
+    "task.objective",
+    "optimizer",
+    "trainer",
+    "init",
+    "input_init",
+)
+_BUILT_OR_NULL = (
+    "scheduler.scheduler",
+    "init.weight",
+    "input_init.weight",
+    "model.paper_init",
+    "model.paper_input_init",
+)
+BIASES = ("zero", "pytorch")
+
+
 def check(cfg: DictConfig, groups: Collection[str] | None = None) -> None:
-    """Resolve every value and hold the keys beside each `_target_` against what it accepts.
+    """Resolve every value and hold it against what its place accepts.
+
+    A value beside a `_target_` must be one that the target takes, of the type that it is annotated with; the parts of
+    `wrnn` itself say more about ranges when they are built. Numbers that are none (NaN) are refused everywhere.
 
     Args:
         cfg: a root config.
-        groups: whose targets to look at; None is all of them.
+        groups: which to look at; None is all of them.
 
-    Raises: ConfigError that names the key and the nearest legal one.
+    Raises: ConfigError that names the key, the value, and what is legal or the nearest legal key.
     """
     if cfg.preset not in cfg.model.presets:
         raise ConfigError(f"preset={cfg.preset}: must be one of {', '.join(cfg.model.presets)}")
+    _check_names(cfg, "")
+    plain = _resolved(cfg)
+    plain = {key: plain[key] for key in groups or plain if key in plain}
+    for path, value in _leaves(plain, ""):
+        if isinstance(value, float) and math.isnan(value):
+            raise ConfigError(f"{path}=nan: must be a number")
+        if path.startswith("model.presets.") and value not in BIASES:
+            raise ConfigError(f"{path}={value}: must be one of {', '.join(BIASES)}")
+    for path in ("model.name", "task.name"):
+        name = _at(plain, path)
+        if name is not None and not re.fullmatch(r"\w[\w.-]*", str(name)):
+            raise ConfigError(f"{path}={name!r}: must be a name of letters, digits, _, - and .")
+    for path in (
+        _BUILT
+        + _BUILT_OR_NULL
+        + tuple(f"{group}.{key}" for group in ("callbacks", "logger") for key in plain.get(group) or {})
+    ):
+        _check_built(plain, path, or_null=path not in _BUILT)
+    for path, node in _targets(plain, ""):
+        _check_target(path, node)
+
+
+def _check_names(node: DictConfig, path: str) -> None:
+    """Where the schema names all keys, there must be no others: Hydra adds them on request."""
+    kind = OmegaConf.get_type(node)
+    legal = [field.name for field in fields(kind)] if kind is not None and is_dataclass(kind) else None
+    for key in map(str, node):
+        if legal is not None and key not in legal:
+            raise ConfigError(f"{path}{key}: no such key{nearest(key, legal)}; there are: {', '.join(legal)}")
+        child = None if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key) else node[key]
+        if isinstance(child, DictConfig):
+            _check_names(child, f"{path}{key}.")
+
+
+def nearest(word: str, legal: Iterable[str]) -> str:
+    """`; did you mean ...`, or nothing where nothing is near."""
+    near = difflib.get_close_matches(word, list(legal), n=1)
+    return f"; did you mean {near[0]}" if near else ""
+
+
+def _resolved(cfg: DictConfig) -> dict[str, Any]:
+    """All values as plain numbers, text, lists and mappings; where no folder is chosen yet, with one in its place."""
+    if OmegaConf.select(cfg, "paths.run_dir", default="") is None:
+        cfg = copy.deepcopy(cfg)
+        cfg.paths.run_dir = "run"
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(first_line(error)) from error
-    assert isinstance(plain, dict)
-    for path, node in _targets({key: plain[key] for key in groups or plain}, ""):
-        _check_target(path, node)
+        raise ConfigError(_culprit(cfg, "") or first_line(error)) from error
+    return cast(dict[str, Any], plain)
+
+
+def _culprit(node: Any, path: str) -> str:
+    """The first key whose value cannot be resolved, with the value as it is written and why."""
+    keys: Iterable[Any] = node if isinstance(node, DictConfig) else range(len(node))
+    for key in keys:
+        below = f"{path}.{key}" if path else str(key)
+        try:
+            child = node[key]
+        except OmegaConfBaseException as error:
+            return f"{below}={node._get_node(key)._value()}: {first_line(error)}"
+        if isinstance(child, DictConfig | ListConfig) and (found := _culprit(child, below)):
+            return found
+    return ""
+
+
+def _at(plain: Mapping[str, Any], path: str) -> Any:
+    node: Any = plain
+    for key in path.split("."):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return node
+
+
+def _check_built(plain: Mapping[str, Any], path: str, or_null: bool) -> None:
+    above, _, key = path.rpartition(".")
+    holder = _at(plain, above) if above else plain
+    if above and path in _BUILT and holder is None and above.split(".")[0] in plain:
+        raise ConfigError(f"{above}=null: must have {key}")
+    if not isinstance(holder, Mapping) or key not in holder:
+        return
+    value = holder[key]
+    if not (isinstance(value, Mapping) and "_target_" in value) and not (or_null and value is None):
+        raise ConfigError(f"{path}={value}: must be what is built from a _target_{' or null' if or_null else ''}")
+    if isinstance(value, Mapping):
+        for flag in ("_partial_", "_recursive_"):
+            if not isinstance(value.get(flag, False), bool):
+                raise ConfigError(f"{path}.{flag}={value[flag]}: must be true or false")
+
+
+def _leaves(node: Any, path: str) -> Iterator[tuple[str, bool | int | float | str | None]]:
+    if isinstance(node, Mapping | list):
+        for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
+            yield from _leaves(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, node
 
 
 def _targets(node: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -72,13 +190,21 @@ def _check_target(path: str, node: Mapping[str, Any]) -> None:
         legal = inspect.signature(target).parameters
     except Exception as error:
         raise ConfigError(f"{path}._target_={node['_target_']}: {first_line(error)}") from error
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in legal.values()):
-        return
-    for key in node:
-        if not key.startswith("_") and key not in legal:
-            near = difflib.get_close_matches(key, legal, n=1)
-            hint = f"; did you mean {near[0]}" if near else ""
-            raise ConfigError(f"{path}.{key}: {node['_target_']} has no such key{hint}; it takes: {', '.join(legal)}")
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in legal.values()):
+        for key in node:
+            if not key.startswith("_") and key not in legal:
+                advice = f"{nearest(key, legal)}; it takes: {', '.join(legal)}"
+                raise ConfigError(f"{path}.{key}: {node['_target_']} has no such key{advice}")
+    if path.startswith(("model.", "task.")):
+        return  # cores, readouts, objectives and tasks look at their arguments themselves, and know ranges
+    with contextlib.suppress(NameError):  # an annotation that only a type checker can read
+        legal = inspect.signature(target, eval_str=True).parameters
+    for key, value in node.items():
+        hint: Any = legal[key].annotation if key in legal else Any
+        built = isinstance(value, Mapping) and "_target_" in value
+        absent = value is None and key in legal and legal[key].default is None
+        if not built and not absent and not fits(value, hint):
+            raise ConfigError(f"{path}.{key}={value!r}: must be {in_words(hint)}")
 
 
 def identity(cfg: DictConfig) -> dict[str, Any]:
