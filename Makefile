@@ -4,7 +4,7 @@ VENV := .venv
 IN := $(VENV)/bin/
 ARGS ?=
 
-.PHONY: help install format lint typecheck test test-all torture smoke train sweep paper zoo notebooks bench bench-quick gpu clean
+.PHONY: help install format lint typecheck test test-all torture sanitize smoke train sweep paper zoo notebooks bench bench-quick gpu clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,11 @@ test-all: lint typecheck  ## the slow tests too
 
 torture: install  ## kill and starve real runs, damage their files; a table of what survived (ARGS="--kill 100")
 	PYTHONPATH=src:tests OMP_NUM_THREADS=1 $(IN)python -m torture $(ARGS)
+
+sanitize: install  ## the kernel's tests with a build that checks every address and undefined behaviour (g++)
+	CXXFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	$(IN)python -m pytest tests/test_recurrence.py tests/test_build.py $(ARGS)
 
 smoke: install  ## three steps of everything on made-up pictures
 	$(IN)python src/train.py debug=default images=fake_mnist task.datamodule.num_val=100 $(ARGS)

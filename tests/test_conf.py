@@ -159,15 +159,21 @@ def test_the_identity_changes_with_the_result_and_with_nothing_else(compose_conf
             "at_steps=3: must be a list of a whole number",
         ),
         (["model.paper_init=banana"], "init.weight=banana: must be what is built from a _target_ or null"),
-        (["model.paper_init._partial_=[1]"], r"_partial_=\[1\]: must be true or false"),
+        (["optimizer._partial_=[1]"], r"optimizer._partial_=\[1\]: must be true or false"),
         (["model.presets.paper_text.bias=one"], "model.presets.paper_text.bias=one: must be one of zero, pytorch"),
+        (["+task.presets.corrected.solved=1", "task=adding"], "task.presets.corrected.solved: not every preset has it"),
+        (["~model.paper_init._partial_"], "init.weight._partial_=False: a start must have true"),
+        (["optimizer.lr=-3"], "optimizer.lr=-3: must be a number of at least 0"),
+        (["task.monitor.metric=val/acuracy"], "task.monitor.metric='val/acuracy': must be one of val/accuracy"),
         (["model.name=../x"], "model.name='../x': must be a name of letters"),
         (["task.datamodule=3"], "task.datamodule=3: must be what is built from a _target_"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_legal(compose_config: Compose, words: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        check(compose_config(*words))
+        cfg = compose_config(*words)
+        check(cfg)
+        build(cfg)
 
 
 CORE = '''

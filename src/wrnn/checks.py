@@ -20,7 +20,7 @@ def odd_kernel(kernel_size: int, limit: int, of: str) -> int:
 
 def one_of(name: str, value: str, legal: Collection[str]) -> str:
     """Return `value` if it is among `legal`. Raises: ValueError."""
-    if value not in legal:
+    if value not in list(legal):  # a list or a mapping has no hash
         raise ValueError(f"{name}={value!r}: must be one of {', '.join(legal)}")
     return value
 

@@ -63,7 +63,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _flat(error: BaseException) -> str:
-    """Hydra's message and its cause on one line, without the search path."""
+    """Hydra's message and its cause on one line, with the key that it is about, without the search path."""
     parts = [str(error)] + ([str(error.__cause__)] if error.__cause__ else [])
     lines = [line.strip() for part in parts for line in part.splitlines()]
     unwanted = (
@@ -75,7 +75,9 @@ def _flat(error: BaseException) -> str:
         "Set the env",
         "See ",
     )
-    return " ".join(line for line in lines if line and not line.startswith(unwanted))
+    keys = dict.fromkeys(line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: "))
+    message = " ".join(line for line in lines if line and not line.startswith(unwanted))
+    return message if all(key in message for key in keys) else f"{', '.join(keys)}: {message}"
 
 
 def _nearest_key(message: str) -> str:

@@ -8,6 +8,7 @@ import inspect
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, cast
@@ -46,22 +47,13 @@ _WATCHERS = (
 
 # What must be built from a node, and what may also be null.
 _BUILT = (
-    "model.core",
-    "model.readout",
-    "task.datamodule",
-    "task.objective",
-    "optimizer",
-    "trainer",
-    "init",
-    "input_init",
-)
-_BUILT_OR_NULL = (
-    "scheduler.scheduler",
-    "init.weight",
-    "input_init.weight",
-    "model.paper_init",
-    "model.paper_input_init",
-)
+    "model.core", "model.core.init", "model.core.input_init", "model.readout", "task.datamodule", "task.objective",
+    "optimizer", "trainer", "init", "input_init",
+)  # fmt: skip
+_STARTS = ("init.weight", "input_init.weight", "model.paper_init", "model.paper_input_init")
+_BUILT_OR_NULL = ("scheduler.scheduler", *_STARTS)
+_HYDRAS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
+_NOT_NEGATIVE = ("optimizer.lr", "optimizer.weight_decay", "trainer.gradient_clip_val")
 BIASES = ("zero", "pytorch")
 
 
@@ -85,8 +77,11 @@ def check(cfg: DictConfig, groups: Collection[str] | None = None) -> None:
     for path, value in _leaves(plain, ""):
         if isinstance(value, float) and math.isnan(value):
             raise ConfigError(f"{path}=nan: must be a number")
+        if path in _NOT_NEGATIVE and isinstance(value, int | float) and value < 0:
+            raise ConfigError(f"{path}={value}: must be a number of at least 0")
         if path.startswith("model.presets.") and value not in BIASES:
             raise ConfigError(f"{path}={value}: must be one of {', '.join(BIASES)}")
+    _check_presets(plain)
     for path in ("model.name", "task.name"):
         name = _at(plain, path)
         if name is not None and not re.fullmatch(r"\w[\w.-]*", str(name)):
@@ -162,10 +157,23 @@ def _check_built(plain: Mapping[str, Any], path: str, or_null: bool) -> None:
     value = holder[key]
     if not (isinstance(value, Mapping) and "_target_" in value) and not (or_null and value is None):
         raise ConfigError(f"{path}={value}: must be what is built from a _target_{' or null' if or_null else ''}")
-    if isinstance(value, Mapping):
-        for flag in ("_partial_", "_recursive_"):
-            if not isinstance(value.get(flag, False), bool):
-                raise ConfigError(f"{path}.{flag}={value[flag]}: must be true or false")
+    if isinstance(value, Mapping) and path in _STARTS and value.get("_partial_") is not True:
+        raise ConfigError(f"{path}._partial_={value.get('_partial_', False)}: a start must have true")
+
+
+def _check_presets(plain: Mapping[str, Any]) -> None:
+    """The presets of a task differ in their values alone."""
+    presets = _at(plain, "task.presets")
+    if presets is None:
+        return
+    if not isinstance(presets, Mapping) or not all(isinstance(preset, Mapping) for preset in presets.values()):
+        raise ConfigError(f"task.presets={presets}: must be mappings by preset")
+    legal = Counter(key for preset in presets.values() for key in preset)
+    for key, times in legal.items():
+        if times < len(presets):
+            has = [name for name, preset in presets.items() if key in preset]
+            common = [other for other in legal if legal[other] == len(presets)]
+            raise ConfigError(f"task.presets.{has[0]}.{key}: not every preset has it{nearest(key, common)}")
 
 
 def _leaves(node: Any, path: str) -> Iterator[tuple[str, bool | int | float | str | None]]:
@@ -190,6 +198,11 @@ def _check_target(path: str, node: Mapping[str, Any]) -> None:
         legal = inspect.signature(target).parameters
     except Exception as error:
         raise ConfigError(f"{path}._target_={node['_target_']}: {first_line(error)}") from error
+    for key, value in node.items():
+        if key.startswith("_") and key not in _HYDRAS:
+            raise ConfigError(f"{path}.{key}: no such key{nearest(key, _HYDRAS)}; there are: {', '.join(_HYDRAS)}")
+        if key in ("_partial_", "_recursive_") and not isinstance(value, bool):
+            raise ConfigError(f"{path}.{key}={value}: must be true or false")
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in legal.values()):
         for key in node:
             if not key.startswith("_") and key not in legal:

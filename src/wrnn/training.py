@@ -90,6 +90,7 @@ def build(cfg: DictConfig) -> Parts:
         "model.readout", cfg.model.readout, input_size=core.output_size, output_size=task.output_size
     )
     objective: Objective = _make("task.objective", cfg.task.objective, output_size=task.output_size)
+    _check_metrics(cfg, objective)
     optimizer = _make("optimizer", cfg.optimizer)
     schedule = Schedule(
         scheduler=_make("scheduler.scheduler", cfg.scheduler.scheduler) if cfg.scheduler.scheduler else None,
@@ -111,6 +112,15 @@ def _freeze(core: Core, frozen: bool | str) -> None:
     for weight in core.parameters():
         if stop_input if weight in inputs else stop_recurrence:
             weight.requires_grad_(False)
+
+
+def _check_metrics(cfg: DictConfig, objective: Objective) -> None:
+    """A metric that is watched must be one that is logged."""
+    logged = [f"{split}/{name}" for split in ("val", "train") for name in (*objective.metrics(), "loss")]
+    watched = {key: cfg.task.monitor.get(key) for key in ("metric", "solved_metric")} | {"": cfg.scheduler.monitor}
+    for key, metric in watched.items():
+        if metric is not None:
+            _guarded(partial(one_of, f"task.monitor.{key}" if key else "scheduler.monitor", metric, logged))
 
 
 def _facts(target: str, task: Task) -> dict[str, int]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from wrnn import data
 from wrnn.checks import one_of, whole_number
+from wrnn.errors import ConfigError
 from wrnn.seeds import generator
 from wrnn.tasks.base import SequenceBatch, Task
 
@@ -80,7 +81,7 @@ class ImageTask(Task):
             return
         images, labels = data.load(self.train_set)
         if self.num_val > len(images) - self.batch_size:
-            raise ValueError(
+            raise ConfigError(
                 f"task.datamodule.num_val={self.num_val}: must leave at least one batch of {self.batch_size}"
                 f" out of {len(images)} training images"
             )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from wrnn.checks import one_of, whole_number
+from wrnn.errors import ConfigError
 from wrnn.seeds import generator
 from wrnn.tasks.images import ImageTask
 
@@ -74,7 +75,7 @@ class NoisyRows(ImageTask):
     def arrange(self, images: Tensor) -> Tensor:
         """(M, 3, 32, 32) -> (M, 32, 96): row by row, each [32 R, 32 G, 32 B]."""
         if images.shape[1:] != (3, 32, 32):
-            raise ValueError(f"images: must be RGB 32 x 32, not {tuple(images.shape[1:])} (channels, height, width)")
+            raise ConfigError(f"images: must be RGB 32 x 32, not {tuple(images.shape[1:])} (channels, height, width)")
         return images.transpose(1, 2).flatten(2)
 
     def to_inputs(self, images: Tensor, split: str, epoch: int, index: int) -> Tensor:

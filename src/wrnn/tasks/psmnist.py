@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wrnn.errors import ConfigError
 from wrnn.tasks.images import ImageTask
 
 PIXELS = 784
@@ -55,6 +56,6 @@ class PixelMNIST(ImageTask):
     def arrange(self, images: Tensor) -> Tensor:
         """(M, 1, 28, 28) -> (M, 784, 1), row by row or permuted."""
         if images.shape[1:] != (1, 28, 28):
-            raise ValueError(f"images: must be grey 28 x 28, not {tuple(images.shape[1:])} (channels, height, width)")
+            raise ConfigError(f"images: must be grey 28 x 28, not {tuple(images.shape[1:])} (channels, height, width)")
         pixels = images.flatten(1)
         return (pixels if self.order is None else pixels[:, self.order]).unsqueeze(-1)
