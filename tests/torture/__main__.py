@@ -43,6 +43,8 @@ def main() -> None:
     asked = {kind: getattr(options, kind) for kind in KINDS}
     if not any(asked.values()):
         asked = {kind: 0 if kind == "disk" and os.geteuid() else 10 for kind in KINDS}  # only root may mount
+    if asked["input"]:
+        inputs.cases()  # composed once, here: threads must not
     with tempfile.TemporaryDirectory() as scratch:
         torture = faults.Torture(Path(scratch), options.seed)
         print(f"an undisturbed run: {torture.seconds:.1f} s, {torture.operations} file operations", flush=True)
