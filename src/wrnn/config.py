@@ -48,7 +48,8 @@ _WATCHERS = (
 # What must be built from a node, and what may also be null.
 _BUILT = (
     "model.core", "model.core.init", "model.core.input_init", "model.readout", "task.datamodule",
-    "task.datamodule.train_set", "task.datamodule.test_set", "task.objective", "optimizer", "trainer", "init", "input_init",
+    "task.datamodule.train_set", "task.datamodule.test_set", "task.objective", "optimizer", "trainer", "init",
+    "input_init",
 )  # fmt: skip
 _STARTS = ("init.weight", "input_init.weight", "model.paper_init", "model.paper_input_init")
 _BUILT_OR_NULL = ("scheduler.scheduler", *_STARTS)
