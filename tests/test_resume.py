@@ -165,6 +165,19 @@ def test_what_a_killed_process_left_half_written_is_swept_up(compose_config: Com
     assert not half.exists() and (tmp_path / "run/results.json").exists()
 
 
+def test_a_signal_during_the_first_batch_stops_at_once(
+    compose_config: Compose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def signalled(*args: object, **more: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("it went on")
+
+    monkeypatch.setattr("wrnn.cores.wrnn.TravelingWaveRNN.read_every_step", signalled)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+        train(compose_config(*TINY_COPY, f"paths.run_dir={tmp_path}/run"))
+    assert not (tmp_path / "run/checkpoints/last.ckpt").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("task", "longer"), [("copy", "trainer.max_steps=1500"), ("psmnist", "trainer.max_epochs=60")])
 def test_ten_random_kills(tmp_path: Path, task: str, longer: str) -> None:

@@ -50,7 +50,8 @@ class ResumePoint(Checkpoint):
     - when the budget ends: in mid-epoch before the validation that closes a run, so that a run with a longer budget
       can take it up as if it had never stopped; at an epoch's end, after all of it.
 
-    A second Ctrl-C, or a signal outside of training, stops at once without saving.
+    A second Ctrl-C, or a signal outside of training or during its first batch, stops at once without saving: until then
+    there is nothing new to save, and the first batch may take minutes where a frozen core sees all images in it.
 
     Args:
         path: the file.
@@ -96,7 +97,6 @@ class ResumePoint(Checkpoint):
             if isinstance(logger, MetricsCSV):
                 logger.truncate(trainer.global_step)
         self._saved_at = time.monotonic()
-        self._training = True
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         """Mend what a resumed Lightning loop gets wrong.
@@ -111,6 +111,7 @@ class ResumePoint(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save where it is safe and due, leave if a signal asks for it."""
+        self._training = True
         if self._validation_follows(trainer, batch_idx):
             if self._signal is not None and not self._validation_follows(trainer, batch_idx - 1):
                 self._leave()
