@@ -11,6 +11,12 @@ def whole_number(name: str, value: object, minimum: int = 1) -> int:
     return value
 
 
+def seed(name: str, value: object) -> None:
+    """Accept None or an int of at least 0. Raises: ValueError."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise ValueError(f"{name}={value!r}: must be a whole number of at least 0, or null")
+
+
 def odd_kernel(kernel_size: int, limit: int, of: str) -> int:
     """Return `kernel_size` if it is odd and at most `limit`, the size of what it lies on. Raises: ValueError."""
     if whole_number("model.core.kernel_size", kernel_size) % 2 == 0 or kernel_size > limit:

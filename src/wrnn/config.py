@@ -53,6 +53,7 @@ _BUILT = (
 )  # fmt: skip
 _STARTS = ("init.weight", "input_init.weight", "model.paper_init", "model.paper_input_init")
 _BUILT_OR_NULL = ("scheduler.scheduler", *_STARTS)
+_LATER = (*_STARTS, "optimizer", "scheduler.scheduler", "task.datamodule.train_set", "task.datamodule.test_set")
 _HYDRAS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 _NOT_NEGATIVE = ("optimizer.lr", "optimizer.weight_decay", "trainer.gradient_clip_val")
 BIASES = ("zero", "pytorch")
@@ -158,8 +159,8 @@ def _check_built(plain: Mapping[str, Any], path: str, or_null: bool) -> None:
     value = holder[key]
     if not (isinstance(value, Mapping) and "_target_" in value) and not (or_null and value is None):
         raise ConfigError(f"{path}={value}: must be what is built from a _target_{' or null' if or_null else ''}")
-    if isinstance(value, Mapping) and path in _STARTS and value.get("_partial_") is not True:
-        raise ConfigError(f"{path}._partial_={value.get('_partial_', False)}: a start must have true")
+    if isinstance(value, Mapping) and path in _LATER and value.get("_partial_") is not True:
+        raise ConfigError(f"{path}._partial_={value.get('_partial_', False)}: must be true")
 
 
 def _check_presets(plain: Mapping[str, Any]) -> None:

@@ -143,7 +143,9 @@ def _judge(run: Run, code: int, key: str, value: Any, mutation: str, what: str) 
         has = OmegaConf.select(cfg, key, default=...)
         asked = ... if mutation == "deleted" else value
         has = OmegaConf.to_container(has) if OmegaConf.is_config(has) else has
-        same = (has == asked and type(has) is type(asked)) or (isinstance(has, str) and has.lower() == in_hydra(asked))
+        same = (has == asked and isinstance(has, bool) == isinstance(asked, bool)) or (
+            isinstance(has, str) and has.lower() == in_hydra(asked)
+        )
         return ("same", "") if same else ("lost", f"{what}: ran with {has!r}")
     lines = [line for line in said.splitlines() if line.startswith("error: ")]
     if code not in (2, 3, 4) or len(lines) != 1:

@@ -136,5 +136,6 @@ class Server:
 
     def __init__(self) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+        os.environ["WANDB_MODE"] = "offline"
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(PRELOADED)

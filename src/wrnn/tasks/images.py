@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from wrnn import data
-from wrnn.checks import one_of, whole_number
+from wrnn.checks import one_of, seed, whole_number
 from wrnn.errors import ConfigError
 from wrnn.seeds import generator
 from wrnn.tasks.base import SequenceBatch, Task
@@ -41,6 +41,8 @@ class ImageTask(Task):
         super().__init__(batch_size, eval_batch_size)
         self.train_set, self.test_set = train_set, test_set
         self.num_val = whole_number("task.datamodule.num_val", num_val)
+        seed("task.datamodule.split_seed", split_seed)
+        seed("task.datamodule.order_seed", order_seed)
         self.split_seed = order_seed if split_seed is None else split_seed
         self.order_seed = order_seed
         self.normalize = one_of("task.datamodule.normalize", normalize, ("none", "standard"))

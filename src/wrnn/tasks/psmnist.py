@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wrnn.checks import seed
 from wrnn.errors import ConfigError
 from wrnn.tasks.images import ImageTask
 
@@ -40,8 +41,9 @@ class PixelMNIST(ImageTask):
         normalize: str = "none",
     ) -> None:
         super().__init__(train_set, test_set, batch_size, eval_batch_size, num_val, split_seed, order_seed, normalize)
-        seed = order_seed if permutation_seed is None else permutation_seed
-        self.order = torch.randperm(PIXELS, generator=torch.Generator().manual_seed(seed)) if permuted else None
+        seed("task.datamodule.permutation_seed", permutation_seed)
+        drawn_by = torch.Generator().manual_seed(order_seed if permutation_seed is None else permutation_seed)
+        self.order = torch.randperm(PIXELS, generator=drawn_by) if permuted else None
 
     @property
     def input_size(self) -> int:

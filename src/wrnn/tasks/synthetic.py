@@ -4,7 +4,7 @@ from abc import abstractmethod
 
 import torch
 
-from wrnn.checks import whole_number
+from wrnn.checks import seed, whole_number
 from wrnn.seeds import generator
 from wrnn.tasks.base import SequenceBatch, Task
 
@@ -38,6 +38,8 @@ class SyntheticTask(Task):
             "val": whole_number("task.datamodule.num_val", num_val),
             "test": whole_number("task.datamodule.num_test", num_test),
         }
+        seed("task.datamodule.order_seed", order_seed)
+        seed("task.datamodule.eval_seed", eval_seed)
         self.order_seed, self.eval_seed = order_seed, eval_seed
 
     @abstractmethod
