@@ -54,6 +54,7 @@ _BUILT = (
 _STARTS = ("init.weight", "input_init.weight", "model.paper_init", "model.paper_input_init")
 _BUILT_OR_NULL = ("scheduler.scheduler", *_STARTS)
 _LATER = (*_STARTS, "optimizer", "scheduler.scheduler", "task.datamodule.train_set", "task.datamodule.test_set")
+_OWN = ("model.", "task.")  # cores, readouts, objectives and tasks look at their arguments themselves, and know ranges
 _HYDRAS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 _NOT_NEGATIVE = ("optimizer.lr", "optimizer.weight_decay", "trainer.gradient_clip_val")
 BIASES = ("zero", "pytorch")
@@ -62,8 +63,8 @@ BIASES = ("zero", "pytorch")
 def check(cfg: DictConfig, groups: Collection[str] | None = None) -> None:
     """Resolve every value and hold it against what its place accepts.
 
-    A value beside a `_target_` must be one that the target takes, of the type that it is annotated with; the parts of
-    `wrnn` itself say more about ranges when they are built. Numbers that are none (NaN) are refused everywhere.
+    A value beside a `_target_` must be one that the target takes, of the type that it is annotated with, and a number
+    (not NaN); parts of a model and of a task see to that themselves when they are built.
 
     Args:
         cfg: a root config.
@@ -77,7 +78,7 @@ def check(cfg: DictConfig, groups: Collection[str] | None = None) -> None:
     plain = _resolved(cfg)
     plain = {key: plain[key] for key in groups or plain if key in plain}
     for path, value in _leaves(plain, ""):
-        if isinstance(value, float) and math.isnan(value):
+        if isinstance(value, float) and math.isnan(value) and not path.startswith(_OWN):
             raise ConfigError(f"{path}=nan: must be a number")
         if path in _NOT_NEGATIVE and isinstance(value, int | float) and value < 0:
             raise ConfigError(f"{path}={value}: must be a number of at least 0")
@@ -210,8 +211,8 @@ def _check_target(path: str, node: Mapping[str, Any]) -> None:
             if not key.startswith("_") and key not in legal:
                 advice = f"{nearest(key, legal)}; it takes: {', '.join(legal)}"
                 raise ConfigError(f"{path}.{key}: {node['_target_']} has no such key{advice}")
-    if path.startswith(("model.", "task.")):
-        return  # cores, readouts, objectives and tasks look at their arguments themselves, and know ranges
+    if path.startswith(_OWN):
+        return
     with contextlib.suppress(NameError):  # an annotation that only a type checker can read
         legal = inspect.signature(target, eval_str=True).parameters
     for key, value in node.items():

@@ -166,7 +166,7 @@ def test_failures_are_recorded_with_their_reason_and_retried_when_asked(
         **{name.replace(" ", "_"): name for name in BAD},
     }
     said = output[output.index("runs finished") - 9 :]
-    assert "optimizer: Invalid learning rate: -1.0" in said and "diverged at step" in said
+    assert "optimizer.lr=-1.0: must be a number of at least 0" in said and "diverged at step" in said
     assert "killed by the system, SIGKILL" in said and f"{good} of {good + 3} runs finished" in said
     assert said.rstrip().splitlines()[-1].startswith("error: ") and "1 bad config, 1 diverged, 1 out of memory" in said
     untouched = {run: (run / "outcome.json").stat().st_mtime_ns for run in run_folders(tmp_path / "sweep")}

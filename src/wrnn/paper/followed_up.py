@@ -51,7 +51,7 @@ def _numbers(runs: list[Record], metric: str) -> str:
     values = [scale_of(metric) * float(value) for _, value in found if value is not None]
     if not found:
         return "not run"
-    steps = sorted({run.budget["steps"] for run, _ in found})
+    steps = sorted({round(run.budget["steps"]) for run, _ in found})
     used = f"{steps[0]:,} steps" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,} steps"
     style, off = (",.0f", ",.0f") if metric == SOLVED else (".4g", ".2g")
     spread = f" ± {statistics.stdev(values):{off}}" if len(values) > 1 else ""
