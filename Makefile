@@ -39,7 +39,7 @@ torture: install  ## kill and starve real runs, damage their files; a table of w
 sanitize: install  ## the kernel's tests with a build that checks every address and undefined behaviour (g++)
 	CXXFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-	$(IN)python -m pytest tests/test_recurrence.py tests/test_build.py $(ARGS)
+	$(IN)python -m pytest tests/test_recurrence.py $(ARGS)
 
 smoke: install  ## three steps of everything on made-up pictures
 	$(IN)python src/train.py debug=default images=fake_mnist task.datamodule.num_val=100 $(ARGS)
