@@ -37,7 +37,7 @@ torture: install  ## kill and starve real runs, damage their files; a table of w
 	PYTHONPATH=src:tests OMP_NUM_THREADS=1 $(IN)python -m torture $(ARGS)
 
 sanitize: install  ## the kernel's tests with a build that checks every address and undefined behaviour (g++)
-	CXXFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" ASAN_OPTIONS=detect_leaks=0 \
+	WRNN_CXXFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	$(IN)python -m pytest tests/test_recurrence.py $(ARGS)
 

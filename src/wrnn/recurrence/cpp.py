@@ -1,9 +1,9 @@
 """kernel.cpp: compiled at first use for this very machine, kept in a cache, and called through plain pointers.
 
-The compiler is $CXX, g++, clang++ or c++, with $CXXFLAGS after our own flags. The cache folder is $WRNN_CACHE_DIR, else
-`wrnn` in $XDG_CACHE_HOME or ~/.cache. A file's name holds a hash of all that its code depends on (source, compiler,
-flags, CPU) and one of its content, so a file from another machine, an older source or a broken disk is never loaded.
-Files are written aside and renamed: processes may build at once.
+The compiler is $CXX, g++, clang++ or c++, with $WRNN_CXXFLAGS after our own flags ($CXXFLAGS is left alone: environments
+set it for older CPUs). The cache folder is $WRNN_CACHE_DIR, else `wrnn` in $XDG_CACHE_HOME or ~/.cache. A file's name holds
+a hash of all that its code depends on (source, compiler, flags, CPU) and one of its content, so a file from another
+machine, an older source or a broken disk is never loaded. Files are written aside and renamed: processes may build at once.
 
 B batch, T time, I input features, C channels, N neurons per ring, O outputs of a readout.
 """
@@ -189,7 +189,7 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL:
 
 def _load_or_build(real: str) -> ctypes.CDLL:
     compiler, version = _compiler()
-    more = os.environ.get("CXXFLAGS", "").split()
+    more = os.environ.get("WRNN_CXXFLAGS", "").split()
     command = [compiler, *FLAGS, *more, f"-DREAL={real}", str(SOURCE), *_openmp()]
     facts = [SOURCE.read_bytes().hex(), version, *command[1:], _cpu()]
     key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
