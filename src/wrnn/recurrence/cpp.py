@@ -1,9 +1,10 @@
 """kernel.cpp: compiled at first use for this very machine, kept in a cache, and called through plain pointers.
 
-The compiler is $CXX, g++, clang++ or c++, with $WRNN_CXXFLAGS after our own flags ($CXXFLAGS is left alone: environments
-set it for older CPUs). The cache folder is $WRNN_CACHE_DIR, else `wrnn` in $XDG_CACHE_HOME or ~/.cache. A file's name holds
-a hash of all that its code depends on (source, compiler, flags, CPU) and one of its content, so a file from another
-machine, an older source or a broken disk is never loaded. Files are written aside and renamed: processes may build at once.
+The compiler is $CXX, g++, clang++ or c++, with $WRNN_CXXFLAGS after our own flags ($CXXFLAGS is left alone:
+environments set it for older CPUs). The cache folder is $WRNN_CACHE_DIR, else `wrnn` in $XDG_CACHE_HOME or ~/.cache.
+A file's name holds a hash of all that its code depends on (source, compiler, flags, CPU) and one of its content, so a
+file from another machine, an older source or a broken disk is never loaded. Files are written aside and renamed:
+processes may build at once.
 
 B batch, T time, I input features, C channels, N neurons per ring, O outputs of a readout.
 """
