@@ -4,7 +4,7 @@ VENV := .venv
 IN := $(VENV)/bin/
 ARGS ?=
 
-.PHONY: help install format lint typecheck test test-all torture sanitize smoke train sweep paper zoo notebooks bench bench-quick gpu clean
+.PHONY: help install format lint typecheck test test-all torture sanitize races smoke train sweep paper zoo notebooks bench bench-quick gpu clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,12 @@ sanitize: install  ## the kernel's tests with a build that checks every address 
 	WRNN_CXXFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	$(IN)python -m pytest tests/test_recurrence.py $(ARGS)
+
+races:  ## the kernel's threads under ThreadSanitizer (g++), each result compared with that on one thread
+	@folder=$$(mktemp -d) && trap "rm -rf $$folder" EXIT && for real in float double; do \
+	g++ -O1 -g -march=native -std=c++17 -fopenmp -fsanitize=thread -DREAL=$$real -c tests/races/main.cpp -o $$folder/main.o && \
+	g++ -O1 -g -std=c++17 -fsanitize=thread tests/races/gomp.cpp $$folder/main.o -o $$folder/races && \
+	TSAN_OPTIONS=halt_on_error=1 $$folder/races || exit 1; done
 
 smoke: install  ## three steps of everything on made-up pictures
 	$(IN)python src/train.py debug=default images=fake_mnist task.datamodule.num_val=100 $(ARGS)

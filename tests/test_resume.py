@@ -13,8 +13,8 @@ import torch
 
 from conftest import ROOT, TINY_COPY, TINY_PSMNIST, Compose
 from wrnn.errors import ConfigError, Interrupted
-from wrnn.files import read_json
 from wrnn.loggers import MetricsCSV
+from wrnn.replay import differences
 from wrnn.training import train
 
 LONGER = {"copy": ("trainer.max_steps=200",), "psmnist": ("trainer.max_epochs=5", "trainer.limit_val_batches=1")}
@@ -27,16 +27,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same_run(folder: Path, whole: Path) -> None:
-    expected, found = weights(whole), weights(folder)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
-    rows = (folder / "metrics.csv").read_text().splitlines()
-    assert rows == (whole / "metrics.csv").read_text().splitlines()
-    ours, theirs = read_json(folder / "results.json"), read_json(whole / "results.json")
-    assert ours is not None and theirs is not None
-    for noise in ("seconds", "steps_per_second", "data_share"):
-        ours.pop(noise), theirs.pop(noise)
-    assert ours == theirs
+    assert differences(folder, whole) == []
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """What the commands share: errors as one line, and exit codes.
 
 0 done, 1 a bug (with its traceback), 2 something the user can mend, 3 diverged, 4 out of memory, 5 a sweep in which not
-every run finished, 130 Ctrl-C, 143 SIGTERM.
+every run finished, 6 a replay that differs, 130 Ctrl-C, 143 SIGTERM.
 """
 
 import os
@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from wrnn.config import nearest
-from wrnn.errors import ConfigError, DivergedError, Interrupted, OutOfMemory, SweepIncomplete
+from wrnn.errors import ConfigError, DivergedError, Interrupted, OutOfMemory, ReplayDiffers, SweepIncomplete
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -54,7 +54,7 @@ def endings() -> Iterator[None]:
         _leave(str(error), error.exit_code)
     except KeyboardInterrupt:
         _leave("stopped by SIGINT", 130)
-    except (ConfigError, DivergedError, OutOfMemory, SweepIncomplete) as error:
+    except (ConfigError, DivergedError, OutOfMemory, SweepIncomplete, ReplayDiffers) as error:
         _leave(str(error), error.exit_code)
 
 

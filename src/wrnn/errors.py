@@ -25,6 +25,12 @@ class SweepIncomplete(RuntimeError):
     exit_code = 5
 
 
+class ReplayDiffers(RuntimeError):
+    """A run that was made again did not come out the same: one line, exit code 6. Both are kept."""
+
+    exit_code = 6
+
+
 class Interrupted(BaseException):
     """A signal stopped the run after it was saved. Exit code 128 + signal: 130 for Ctrl-C, 143 for SIGTERM.
 

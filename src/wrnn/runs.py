@@ -134,14 +134,22 @@ def held(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def move_data(cfg: DictConfig, data_dir: str) -> None:
-    """Point a resolved config, whose folders are spelled out, at the data's new place."""
-    old = str(cfg.paths.data_dir)
-    for part in ("train_set", "test_set"):
-        node = cfg.task.datamodule.get(part)
-        if node is not None and "root" in node:
-            node.root = data_dir + str(node.root).removeprefix(old)
-    cfg.paths.data_dir = data_dir
+def move(cfg: DictConfig, key: str, new: str) -> None:
+    """Give a folder of `paths` another place in a resolved config, where it is spelled out in many values."""
+    old = str(cfg.paths[key])
+
+    def moved(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: moved(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [moved(value) for value in node]
+        inside = isinstance(node, str) and (node == old or node.startswith(f"{old}/"))
+        return new + node.removeprefix(old) if inside else node
+
+    for group in ("task", "images", "callbacks", "logger"):
+        if cfg.get(group) is not None:
+            cfg[group] = moved(OmegaConf.to_container(cfg[group]))
+    cfg.paths[key] = new
 
 
 def environment(cfg: DictConfig) -> dict[str, Any]:

@@ -125,6 +125,14 @@ class EvaluateConfig:
     accelerator: str = "auto"
 
 
+@dataclass
+class ReplayConfig:
+    """`src/replay.py`: which run, and where its data are now."""
+
+    run: str = MISSING
+    data_dir: str | None = None
+
+
 def sweep_dir(runs_dir: str, experiment: str | None, sweep: str | None) -> str:
     """The folder of a sweep: named by the experiment and the axes that were chosen, `multirun` without either."""
     name = "_".join(part for part in (experiment, sweep) if part) or "multirun"
@@ -157,3 +165,4 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=RootConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
+    store.store(name="replay_schema", node=ReplayConfig)

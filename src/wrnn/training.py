@@ -308,7 +308,7 @@ def load_run(folder: str | Path, checkpoint: str | None = None, data_dir: str | 
     tested = results["tested"] if results else runs.LAST
     path = folder / {"best": runs.BEST, "last": runs.LAST, None: tested}[checkpoint]
     if data_dir is not None:
-        runs.move_data(cfg, data_dir)
+        runs.move(cfg, "data_dir", data_dir)
     with torch.random.fork_rng(devices=[]):
         parts = build(cfg)
     parts.module.load_state_dict(runs.read_checkpoint(path)["state_dict"])

@@ -14,10 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from torture.processes import Hurt, Run, Server
-from wrnn.files import read_json
+from wrnn.replay import differences
 
 OUTCOMES = ("same", "refused", "lost", "traceback")
 TINY = (
@@ -26,7 +24,6 @@ TINY = (
     "model.core.num_channels=2", "model.core.ring_size=7", "trainer.log_every_n_steps=1", "trainer.max_steps=90",
     "callbacks.resume_point.every_minutes=0.0005", "paths.run_dir=run", "paths.ledger_dir=ledger",
 )  # fmt: skip
-NOISE = ("seconds", "steps_per_second", "data_share")
 
 
 @dataclass
@@ -83,20 +80,8 @@ def verdict(run: Run, code: int, whole: Path) -> tuple[str, str]:
 
 def difference(folder: Path, whole: Path) -> str:
     """In what a finished run is not the other one; empty where it is."""
-    for name in ("last", "best"):
-        ours, theirs = (
-            torch.load(at / f"run/checkpoints/{name}.ckpt", weights_only=True)["state_dict"] for at in (folder, whole)
-        )
-        if ours.keys() != theirs.keys() or not all(torch.equal(ours[key], theirs[key]) for key in theirs):
-            return f"weights of {name}.ckpt"
-    if (folder / "run/metrics.csv").read_text() != (whole / "run/metrics.csv").read_text():
-        return "metrics.csv"
-    ours, theirs = (
-        {k: v for k, v in (read_json(at / "run/results.json") or {}).items() if k not in NOISE}
-        for at in (folder, whole)
-    )
-    if ours != theirs:
-        return f"results.json: {ours} {theirs}"
+    if found := differences(folder / "run", whole / "run"):
+        return "; ".join(found)
     lines = (folder / "ledger/wrnn_copy.jsonl").read_text().splitlines()
     if len(lines) != 1 or not lines[0].endswith("}"):
         return f"the ledger has {len(lines)} lines"

@@ -348,7 +348,7 @@ struct Plan {
     size C, N, K, I, O, T, half, vectors, width, stride, slot, rows, origin, chunk;
     bool direct;    // rows of N numbers are whole vectors
     mask tail;      // the lanes of the last vector that are neurons
-    std::vector<Block> channel_blocks, row_blocks;
+    std::vector<Block> channel_blocks, feature_blocks, output_blocks;
     std::vector<std::vector<Block>> vector_blocks;  // for each number of channels in a block
     std::vector<size> forward_offsets, backward_offsets, gradient_offsets;
     Array<real> forward_weights, backward_weights, bias, drive, input_weight, readout, zero;
@@ -366,6 +366,8 @@ struct Plan {
         for (int lane = 0; lane < LANES; ++lane) tail[lane] = width - LANES + lane < N ? -1 : 0;
         chunk = std::min<size>(T, std::max<size>(1, std::min<size>(16, 1024 / width)));
         channel_blocks = split(C, MAX_M);
+        feature_blocks = split(I, MAX_M);
+        output_blocks = split(O, MAX_M);
         vector_blocks.resize(MAX_M + 1);
         for (size m = 1; m <= MAX_M; ++m) vector_blocks[m] = split(vectors, std::min<size>(MAX_V, SUMS / m));
         for (size c = 0; c < C; ++c)
@@ -452,9 +454,9 @@ struct Plan {
     }
 
     // totals[i] = sum over the ring of rows_i * state
-    void project(real *totals, const real *projection, size count, const real *state) const {
-        for (const Block &block : split(count, 4)) {
-            vec sums[4] = {};
+    void project(real *totals, const real *projection, const std::vector<Block> &blocks, const real *state) const {
+        for (const Block &block : blocks) {
+            vec sums[MAX_M] = {};
             for (size c = 0; c < C; ++c) {
                 const real *rows_c = projection + (block.start * C + c) * width;
                 const real *row = state + origin + c * stride;
@@ -525,7 +527,7 @@ void run_forward(const Call &call) {
                 const bool keep = call.kept && (t + 1) % call.every == 0;
                 real *out = keep ? call.kept + (b * kept_steps + (t + 1) / call.every - 1) * unit : nullptr;
                 worker.advance(b, t, now, next, out);
-                if (call.read) plan.project(call.read + (b * plan.T + t) * plan.O, plan.readout, plan.O, next);
+                if (call.read) plan.project(call.read + (b * plan.T + t) * plan.O, plan.readout, plan.output_blocks, next);
                 std::swap(now, next);
             }
             if (call.last) plan.take(call.last + b * unit, now);
@@ -539,10 +541,12 @@ struct Sums {
     size kernel_numel, rows_numel;
     Array<real> kernel, input_rows, readout_rows;           // one sample
     Array<double> kernel_sum, input_sum, readout_sum;       // one group
+    std::vector<Block> input_blocks, readout_blocks;        // of the rows
     explicit Sums(const Plan &plan) : plan(plan), kernel_numel(plan.C * size(plan.gradient_offsets.size())),
         rows_numel(plan.C * plan.width), kernel(plan.call.grad_kernel ? kernel_numel * LANES : 0),
         input_rows(inputs() * rows_numel), readout_rows(outputs() * rows_numel), kernel_sum(kernel_numel),
-        input_sum(inputs() * rows_numel), readout_sum(outputs() * rows_numel) {}
+        input_sum(inputs() * rows_numel), readout_sum(outputs() * rows_numel),
+        input_blocks(split(inputs(), MAX_M)), readout_blocks(split(outputs(), MAX_M)) {}
 
     size inputs() const {  // the bias first
         return plan.call.grad_input_weight ? plan.I + 1 : plan.call.grad_bias ? 1 : 0;
@@ -621,9 +625,10 @@ struct BackwardWorker : Worker {
     }
 
     // sums_rows[i] += sum over steps of factor(step, i) * slots[step]
-    template <typename F> void add_rows(real *sums_rows, size count, const real *first_slot, size steps, F factor) {
+    template <typename F>
+    void add_rows(real *sums_rows, const std::vector<Block> &blocks, const real *first_slot, size steps, F factor) {
         const size C = plan.C, width = plan.width;
-        for (const Block &block : split(count, MAX_M)) {
+        for (const Block &block : blocks) {
             bool any = false;
             for (size s = 0; s < steps; ++s)
                 for (size m = 0; m < block.count; ++m) {
@@ -676,15 +681,15 @@ struct BackwardWorker : Worker {
                 }
             }
         }
-        add_rows(sums.input_rows, sums.inputs(), gradients, steps,
+        add_rows(sums.input_rows, sums.input_blocks, gradients, steps,
                  [&](size s, size i) { return i ? call.x[(b * T + start + s) * plan.I + i - 1] : real(1); });
-        add_rows(sums.readout_rows, sums.outputs(), before + plan.slot, steps,
+        add_rows(sums.readout_rows, sums.readout_blocks, before + plan.slot, steps,
                  [&](size s, size o) { return call.grad_read[(b * T + start + s) * plan.O + o]; });
         for (size s = 0; s < steps; ++s) {
             const real *gradient = gradients + s * plan.slot;
             const size t = start + s;
             if (call.grad_x)
-                plan.project(call.grad_x + (b * T + t) * plan.I, plan.input_weight, plan.I, gradient);
+                plan.project(call.grad_x + (b * T + t) * plan.I, plan.input_weight, plan.feature_blocks, gradient);
             if (call.grad_drive && !call.shared) plan.take(call.grad_drive + (b * T + t) * unit, gradient);
             if (shared)
                 for (size c = 0; c < plan.C; ++c)
