@@ -380,6 +380,24 @@ def test_images_that_cannot_be_used_are_named(tmp_path) -> None:
     assert "mode F" in refused(lambda: load(opened))
 
 
+def test_a_wrong_bit_in_a_png_is_never_another_picture(tmp_path) -> None:
+    path = tmp_path / "a" / "0.png"
+    path.parent.mkdir()
+    Image.fromarray(np.add.outer(np.arange(8), np.arange(8)).astype(np.uint8)).convert("RGB").save(path)
+    factory = functools.partial(ImageFolder, root=str(tmp_path))
+    content, (truth, _) = path.read_bytes(), load(factory)
+    for place in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            images, _ = load(factory)
+        except DataError as error:
+            assert str(path) in str(error)
+        else:
+            assert torch.equal(images, truth), place
+
+
 @pytest.mark.parametrize(
     ("factory", "words"),
     [

@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from filelock import FileLock
-from PIL.Image import Image
 from torch import Tensor
 from torchvision.datasets import MNIST, DatasetFolder
 from torchvision.transforms.v2.functional import pil_to_tensor
@@ -179,6 +179,8 @@ def _read_each(dataset: Any) -> tuple[Tensor, Tensor]:
     images, labels = torch.empty(0, dtype=torch.uint8), torch.empty(len(dataset), dtype=torch.int64)
     for index in range(len(dataset)):
         try:
+            if isinstance(dataset, DatasetFolder):
+                _verify(dataset.samples[index][0])
             image, label = dataset[index]
             pixels, labels[index] = _to_tensor(image), int(label)
             if index == 0:
@@ -193,12 +195,19 @@ def _read_each(dataset: Any) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
+def _verify(path: str) -> None:
+    """Look at the checksums of a PNG, which are not looked at when it is read: a wrong bit would be a wrong image."""
+    if path.lower().endswith(".png"):
+        with PIL.Image.open(path) as image:
+            image.verify()
+
+
 def _to_tensor(image: Any) -> Tensor:
-    if isinstance(image, Image) and image.mode in ("L", "RGB", "RGBA"):
+    if isinstance(image, PIL.Image.Image) and image.mode in ("L", "RGB", "RGBA"):
         return torch.as_tensor(pil_to_tensor(image))
     if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3:
         return image
-    kind = f"mode {image.mode}" if isinstance(image, Image) else f"a {type(image).__name__}"
+    kind = f"mode {image.mode}" if isinstance(image, PIL.Image.Image) else f"a {type(image).__name__}"
     raise ValueError(f"expected an image of mode L, RGB or RGBA, or a uint8 tensor (C, H, W), got {kind}")
 
 
