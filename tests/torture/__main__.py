@@ -26,7 +26,7 @@ def attempt(torture: faults.Torture, kind: str, case: int) -> str:
     except Exception as error:  # the others go on
         outcome, why = "lost", f"{type(error).__name__}: {error}"
     if outcome not in ("same", "refused" if kind == "input" else ""):
-        print(f"{kind} {case}: {outcome}: {why}", flush=True)
+        print(f"{kind} {case}: {outcome}: {why}\n", end="", flush=True)  # in one piece: there are others
     return outcome
 
 
@@ -47,6 +47,8 @@ def main() -> None:
         inputs.cases()  # composed once, here: threads must not
     with tempfile.TemporaryDirectory() as scratch:
         torture = faults.Torture(Path(scratch), options.seed)
+        if asked["data"]:
+            assert torture.pictures  # made once, here
         print(f"an undisturbed run: {torture.seconds:.1f} s, {torture.operations} file operations", flush=True)
         found = {}
         for kind, count in asked.items():

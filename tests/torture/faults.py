@@ -12,7 +12,11 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+
+import numpy
+from PIL import Image
 
 from torture.processes import Hurt, Run, Server
 from wrnn.replay import differences
@@ -23,6 +27,12 @@ TINY = (
     "task.datamodule.batches_per_epoch=6", "task.datamodule.num_val=16", "task.datamodule.num_test=16",
     "model.core.num_channels=2", "model.core.ring_size=7", "trainer.log_every_n_steps=1", "trainer.max_steps=90",
     "callbacks.resume_point.every_minutes=0.0005", "paths.run_dir=run", "paths.ledger_dir=ledger",
+)  # fmt: skip
+
+PICTURES = (
+    "src/train.py", "model=wrnn", "task=nscifar10", "images=cifar10_folder", "trainer=cpu", "paths.data_dir=data",
+    "task.datamodule.batch_size=2", "task.datamodule.num_val=2", "model.core.num_channels=1", "model.core.ring_size=7",
+    "trainer.max_steps=2", "trainer.max_epochs=-1", "paths.run_dir=run", "paths.ledger_dir=ledger",
 )  # fmt: skip
 
 
@@ -38,13 +48,14 @@ class Torture:
 
     folder: Path
     seed: int
-    server: Server = field(default_factory=Server)
+    server: Server = field(init=False)
     whole: Path = field(init=False)
     seconds: float = field(init=False)
     operations: int = field(init=False)
 
     def __post_init__(self) -> None:
         """Run once to have everything loaded, and once more to see how it is."""
+        self.server = Server(self.folder)
         for name in ("first", "whole"):
             folder, begun = self.folder / name, time.monotonic()
             folder.mkdir()
@@ -65,6 +76,25 @@ class Torture:
     def start(self, folder: Path, *words: str, hurt: Hurt | None = None, memory: int | None = None) -> Run:
         return Run(self.server, [*TINY, *words], folder, hurt, memory)
 
+    @cached_property
+    def pictures(self) -> Path:
+        """A finished run on some pictures, which lie in its folder `data`."""
+        folder, draw = self.place("pictures", 0), numpy.random.default_rng(self.seed)
+        for name in (
+            f"{split}/{kind}/{number}.png" for split in ("train", "test") for kind in "ab" for number in "012"
+        ):
+            path = folder / "data/cifar10" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            coarse = Image.fromarray(draw.integers(0, 256, (4, 4, 3), dtype="uint8"))
+            coarse.resize((32, 32)).save(path)
+        run = self.look(folder)
+        assert run.wait() == 0, run.output
+        return folder
+
+    def look(self, folder: Path) -> Run:
+        """A run on the pictures in `folder/data`."""
+        return Run(self.server, [*PICTURES], folder)
+
 
 def verdict(run: Run, code: int, whole: Path) -> tuple[str, str]:
     """What became of a run that was to end as `whole` did."""
@@ -82,7 +112,7 @@ def difference(folder: Path, whole: Path) -> str:
     """In what a finished run is not the other one; empty where it is."""
     if found := differences(folder / "run", whole / "run"):
         return "; ".join(found)
-    lines = (folder / "ledger/wrnn_copy.jsonl").read_text().splitlines()
+    lines = "".join(path.read_text() for path in (folder / "ledger").glob("*.jsonl")).splitlines()
     if len(lines) != 1 or not lines[0].endswith("}"):
         return f"the ledger has {len(lines)} lines"
     leftovers = [path.name for path in (folder / "run").rglob("*") if path.name.endswith(".tmp")]
@@ -141,17 +171,35 @@ def checkpoint(torture: Torture, case: int) -> tuple[str, str]:
     path = folder / "run/checkpoints" / draw.choice(["last.ckpt", "last.ckpt", "best.ckpt"])
     if not path.exists():
         path = folder / "run/checkpoints/last.ckpt"
-    content = bytearray(path.read_bytes())
-    place = draw.randrange(len(content))
-    if draw.random() < 0.7:
-        what, content = f"{path.name} cut off at {place} of {len(content)}", content[:place]
-    else:
-        content[place] ^= 1 << draw.randrange(8)
-        what = f"{path.name} flipped at {place} of {len(content)}"
+    what, content = damaged(path.read_bytes(), draw)
     path.write_bytes(content)
     last = torture.start(folder, "ckpt_path=last")
     found, why = verdict(last, last.wait(), whole)
-    return found, f"{what}: {why}"
+    return found, f"{path.name} {what}: {why}"
+
+
+def data(torture: Torture, case: int) -> tuple[str, str]:
+    """A picture of the data that is cut off, or has one wrong bit."""
+    draw, folder = torture.draw("data", case), torture.place("data", case)
+    shutil.copytree(torture.pictures / "data", folder / "data")
+    path = draw.choice(sorted(folder.rglob("*.png")))
+    what, content = damaged(path.read_bytes(), draw)
+    path.write_bytes(content)
+    run = torture.look(folder)
+    found, why = verdict(run, run.wait(), torture.pictures)
+    if found == "refused" and str(path.relative_to(folder)) not in why:
+        found = "lost"
+    return found, f"{path.relative_to(folder)} {what}: {why}"
+
+
+def damaged(content: bytes, draw: random.Random) -> tuple[str, bytes]:
+    """What was done to a file, and what it holds then: cut off somewhere, or with one wrong bit."""
+    place = draw.randrange(len(content))
+    if draw.random() < 0.7:
+        return f"cut off at {place} of {len(content)}", content[:place]
+    changed = bytearray(content)
+    changed[place] ^= 1 << draw.randrange(8)
+    return f"flipped at {place} of {len(content)}", bytes(changed)
 
 
 def again(torture: Torture, first: Run, what: str, codes: tuple[int, ...]) -> tuple[str, str]:
@@ -172,6 +220,56 @@ def full(torture: Torture, case: int) -> tuple[str, str]:
     number = draw.randint(1, torture.operations)
     first = torture.start(folder, hurt=Hurt(number, "full", str(folder)))
     return again(torture, first, f"operation {number} of {torture.operations}", (0, 2))
+
+
+def denied(torture: Torture, case: int) -> tuple[str, str]:
+    """A folder that may not be written to from some file operation on, then may again."""
+    draw, folder = torture.draw("denied", case), torture.place("denied", case)
+    number = draw.randint(1, torture.operations)
+    first = torture.start(folder, hurt=Hurt(number, "denied", str(folder)))
+    return again(torture, first, f"from operation {number} of {torture.operations}", (0, 2))
+
+
+def clock(torture: Torture, case: int) -> tuple[str, str]:
+    """A time of day that jumps, by up to ten years, in each of two runs, the first of which is killed."""
+    draw, folder = torture.draw("clock", case), torture.place("clock", case)
+    done = []
+    for kills in (True, False):
+        seconds = round(draw.choice([-1, 1]) * 10 ** draw.uniform(0, 8.5))
+        number = draw.randint(1, torture.operations if kills else torture.operations // 3)
+        run = torture.start(folder, "ckpt_path=last", hurt=Hurt(number, "clock", str(folder), seconds))
+        done.append(f"{seconds:+} s at operation {number}")
+        if kills:
+            while run.process.exitcode is None and not run.log.exists():
+                time.sleep(0.001)
+            run.process.join(draw.uniform(0.3, 1) * torture.seconds)
+            if run.process.exitcode is None and run.process.pid:
+                os.kill(run.process.pid, signal.SIGKILL)
+        code = run.wait()
+    found, why = verdict(run, code, torture.whole)
+    return found, f"{', '.join(done)}: {why}"
+
+
+def pair(torture: Torture, case: int) -> tuple[str, str]:
+    """Two runs in one folder at once, one of which may be killed, then a third."""
+    draw, folder = torture.draw("pair", case), torture.place("pair", case)
+    runs = []
+    for wait in (0.0, draw.uniform(0, torture.seconds)):
+        time.sleep(wait)
+        runs.append(torture.start(folder, "ckpt_path=last"))
+    killed = draw.choice([None, *runs])
+    if killed is not None and killed.process.pid:
+        killed.process.join(draw.uniform(0, torture.seconds))
+        if killed.process.exitcode is None:
+            os.kill(killed.process.pid, signal.SIGKILL)
+    for run in runs:
+        code = run.wait()
+        if "Traceback" in run.output:
+            return "traceback", run.output[-1500:]
+        if not (code == 0 or (code == 2 and "another process is training in it" in run.output) or run is killed):
+            return "lost", f"exit code {code}: {run.output[-300:]}"
+    last = torture.start(folder, "ckpt_path=last")
+    return verdict(last, last.wait(), torture.whole)
 
 
 def disk(torture: Torture, case: int) -> tuple[str, str]:
@@ -197,5 +295,6 @@ def memory(torture: Torture, case: int) -> tuple[str, str]:
 
 
 KINDS: dict[str, Callable[[Torture, int], tuple[str, str]]] = {
-    "kill": kill, "operation": operation, "checkpoint": checkpoint, "full": full, "disk": disk, "memory": memory,
+    "kill": kill, "operation": operation, "checkpoint": checkpoint, "full": full, "denied": denied, "disk": disk,
+    "memory": memory, "clock": clock, "pair": pair, "data": data,
 }  # fmt: skip
