@@ -20,7 +20,7 @@ from conftest import CONF, ROOT, TINY_COPY, TINY_PSMNIST, Compose
 from wandb_server import ENTITY, Run, Server
 from wrnn import schema
 from wrnn.errors import ConfigError, DivergedError, Interrupted
-from wrnn.loggers import read_metrics
+from wrnn.loggers import MetricsCSV, read_metrics
 from wrnn.module import SequenceModule
 from wrnn.training import train
 from wrnn.wandb_logger import facts, known_id
@@ -224,6 +224,31 @@ def test_parts_that_were_written_offline_become_one_run(
 def test_a_resumed_run_goes_on_online(server: Server, compose_config: Compose, tmp_path: Path) -> None:
     stop_and_resume(compose_config, tmp_path / "run")
     assert_joined(server, tmp_path / "run")
+
+
+def test_a_server_that_goes_away_costs_nothing_and_is_not_waited_for(
+    set_up: Callable[..., None], compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, log = tmp_path / "run", MetricsCSV.log_metrics
+    with Server() as server:
+
+        def go_away(self: MetricsCSV, metrics: dict[str, float], step: int) -> None:
+            log(self, metrics, step)
+            if step == 5:
+                server.close()
+
+        set_up(WANDB_BASE_URL=server.url, WANDB_API_KEY="0" * 40)
+        with monkeypatch.context() as patched:
+            patched.setattr(MetricsCSV, "log_metrics", go_away)
+            choices = (*TINY_COPY, "logger=wandb", "logger.wandb.finish_timeout=2", f"paths.run_dir={folder}")
+            assert train(compose_config(*choices))["steps"] == 15
+    with Server() as server:
+        set_up(WANDB_BASE_URL=server.url, WANDB_API_KEY="0" * 40)
+        (written,) = folder.glob("wandb/run-*")
+        command = [sys.executable, "-m", "wandb", "sync", "--include-online", str(written)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert_joined(server, folder)
 
 
 def test_an_online_run_arrives_whole_and_a_diverged_one_as_failed(

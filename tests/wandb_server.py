@@ -65,9 +65,13 @@ class Server(ThreadingHTTPServer):
         self.lock = threading.Lock()
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
-    def __exit__(self, *args: object) -> None:
+    def close(self) -> None:
+        """Answer nobody any more."""
         self.shutdown()
-        super().__exit__(*args)
+        self.server_close()
+
+    def __exit__(self, *args: object) -> None:
+        self.close()
 
     def graphql(self, query: str, given: dict[str, Any]) -> dict[str, Any] | None:
         """The answer to one operation, None to one that is not known."""

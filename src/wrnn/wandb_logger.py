@@ -24,6 +24,7 @@ def wandb_logger(
     tags: Sequence[str] = (),
     notes: str | None = None,
     log_model: bool = False,
+    finish_timeout: float = 300.0,
 ) -> WandbLogger:
     """Lightning's logger, with the id of the W&B run that `save_dir`, a run folder, already holds, if any.
 
@@ -31,6 +32,9 @@ def wandb_logger(
     joins what has one id. What a kill made the run compute again is logged again, with the values it had before, at the
     same `trainer/global_step`; curves over that are whole. `entity` is a team or a user of W&B, None the default of the
     account; `log_model` uploads the checkpoints; the rest is what W&B shows of a run.
+
+    `finish_timeout`: for how many seconds a run that has ended waits for what is not uploaded yet, 0 for ever; with no
+    network it would hold a GPU for nothing. `wandb sync --include-online FOLDER` uploads it later.
 
     Raises: ConfigError where W&B cannot be reached or knows no account, before anything is written.
     """
@@ -43,9 +47,10 @@ def wandb_logger(
             raise ConfigError(
                 f"logger=wandb: {first_line(error)} WANDB_MODE=offline needs no account and no network"
             ) from error
+    settings = wandb.Settings(finish_timeout=finish_timeout)
     return WandbLogger(
         save_dir=save_dir, id=known_id(Path(save_dir)), project=project, entity=entity, name=name, group=group,
-        job_type=job_type, tags=list(tags), notes=notes, log_model=log_model,
+        job_type=job_type, tags=list(tags), notes=notes, log_model=log_model, settings=settings,
     )  # fmt: skip
 
 
