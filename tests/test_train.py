@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -221,6 +222,29 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(finished: Path, tmp_path: Pa
         (tmp_path / "cut.ckpt").write_bytes(last.read_bytes()[:cut])
         assert_one_line(command(*TINY_PSMNIST, "ckpt_path=cut.ckpt", cwd=tmp_path), "cut.ckpt: not a whole checkpoint")
     assert {path.name for path in tmp_path.iterdir()} == {"cut.ckpt"}
+
+
+class Malicious:
+    """Makes a folder when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, ("made",)
+
+
+def test_what_is_in_a_checkpoint_is_not_run(finished: Path, tmp_path: Path) -> None:
+    last = torch.load(finished / "checkpoints/last.ckpt", weights_only=True)
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run/results.json").unlink()
+    torch.save({**last, "loops": Malicious()}, tmp_path / "run/checkpoints/last.ckpt")
+    said = r"last\.ckpt: holds more than numbers and text; nothing in it was run"
+    words = (*TINY_PSMNIST, "ckpt_path=last", "paths.run_dir=run")
+    assert_one_line(command(*words, cwd=tmp_path), said)
+    assert_one_line(command("run=run", "checkpoint=last", script="evaluate", cwd=tmp_path), said)
+    assert not (tmp_path / "made").exists()
+    with pytest.MonkeyPatch.context() as patch:  # it would have been
+        patch.chdir(tmp_path)
+        torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=False)
+    assert (tmp_path / "made").exists()
 
 
 def test_data_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ state_over_time.png.
 """
 
 import os
+import pickle
 import platform
 import subprocess
 import sys
@@ -81,7 +82,10 @@ def checked(path: Path, cfg: DictConfig) -> Path:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Load a checkpoint to the CPU. Raises: ConfigError where there is none, or it is not whole."""
+    """Load a checkpoint to the CPU, running nothing that is in it.
+
+    Raises: ConfigError where there is none, it is not whole, or holds more than numbers and text.
+    """
     if not path.is_file():
         raise ConfigError(f"ckpt_path={path}: no such file")
     import torch  # late: a sweep's controller reads run folders, and starts faster without it
@@ -91,6 +95,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             if damaged := archive.testzip():
                 raise ValueError(f"{damaged} does not have its checksum")
         return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ConfigError(f"ckpt_path={path}: holds more than numbers and text; nothing in it was run") from error
     except Exception as error:
         raise ConfigError(f"ckpt_path={path}: not a whole checkpoint ({first_line(error)})") from error
 
