@@ -4,7 +4,7 @@ VENV := .venv
 IN := $(VENV)/bin/
 ARGS ?=
 
-.PHONY: help install format lint typecheck test test-all torture sanitize races smoke train sweep paper zoo notebooks bench bench-quick gpu clean
+.PHONY: help install format lint typecheck test test-all torture numerics soak sanitize races smoke train sweep paper zoo notebooks bench bench-quick gpu clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,8 +33,14 @@ test: lint typecheck  ## lint, types and the default tests: offline, no GPU
 test-all: lint typecheck  ## the slow tests too
 	$(IN)python -m pytest -m 'not gpu and not cluster' $(ARGS)
 
-torture: install  ## kill and starve real runs, damage their files; a table of what survived (ARGS="--kill 100")
+torture: install  ## hurt real runs, their files and configs; a table of what survived (ARGS="--kill 100")
 	PYTHONPATH=src:tests OMP_NUM_THREADS=1 $(IN)python -m torture $(ARGS)
+
+numerics: install  ## every way to compute the recurrences against the readable loop, on random cases (ARGS="--cases 200")
+	PYTHONPATH=src:tests OMP_NUM_THREADS=1 $(IN)python -m torture.numerics $(ARGS)
+
+soak: install  ## does anything grow: 20 minutes of short runs, a sweep of 100 (ARGS="--minutes 5 --jobs 10")
+	PYTHONPATH=src:tests OMP_NUM_THREADS=1 $(IN)python -m torture.soak $(ARGS)
 
 sanitize: install  ## the kernel's tests with a build that checks every address and undefined behaviour (g++)
 	WRNN_CXXFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" ASAN_OPTIONS=detect_leaks=0 \

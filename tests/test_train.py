@@ -14,6 +14,7 @@ import torch
 
 import wrnn
 from conftest import CONF, ROOT, TINY_COPY, TINY_PSMNIST, Compose, needs_triton
+from wrnn import cli
 from wrnn.errors import ConfigError, DivergedError
 from wrnn.files import read_json
 from wrnn.loggers import read_metrics
@@ -276,6 +277,12 @@ def test_a_disk_without_room_is_one_line_and_costs_nothing(tmp_path: Path) -> No
     assert left == {"run/.lock", "run/config.yaml", "run/environment.json", "run/metrics.csv"}  # no half checkpoint
     done = command(*TINY_COPY, "ckpt_path=last", "paths.run_dir=run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_want_of_memory_is_one_line_wherever_it_comes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left, cli.endings():
+        raise MemoryError
+    assert left.value.code == 4 and capsys.readouterr().err == "error: out of memory\n"
 
 
 def test_a_sweep_runs_every_job(tmp_path: Path) -> None:

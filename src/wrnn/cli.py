@@ -56,6 +56,8 @@ def endings() -> Iterator[None]:
         _leave("stopped by SIGINT", 130)
     except (ConfigError, DivergedError, OutOfMemory, SweepIncomplete, ReplayDiffers) as error:
         _leave(str(error), error.exit_code)
+    except MemoryError as error:  # outside of training, which says more
+        _leave(f"out of memory: {error}".rstrip(": "), OutOfMemory.exit_code)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

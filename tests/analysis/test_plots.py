@@ -79,10 +79,14 @@ def test_a_learning_curve_has_both_splits() -> None:
 
 @pytest.mark.parametrize(
     ("error", "expected"),
-    [(OSError("codec configuration error"), MemoryError), (OSError(28, "No space left on device"), OSError)],
+    [
+        (OSError("codec configuration error"), MemoryError),
+        (SystemError("error return without exception set"), MemoryError),
+        (OSError(28, "No space left on device"), OSError),
+    ],
 )
 def test_an_encoder_without_memory_is_told_from_a_full_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, expected: type[Exception]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, expected: type[Exception]
 ) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         raise error

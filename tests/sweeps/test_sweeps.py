@@ -19,6 +19,7 @@ from test_resume import assert_same_run
 from wrnn.config import fingerprint
 from wrnn.files import read_json
 from wrnn.loggers import read_metrics
+from wrnn.replay import replay
 
 SWEEP = [*TINY_COPY, "callbacks.resume_point.every_minutes=0.002", "trainer.max_steps=60"]
 
@@ -74,7 +75,7 @@ def wait_for(*patterns: str, folder: Path, seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
-def test_a_sweep_killed_twice_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
+def test_a_sweep_killed_twice_ends_as_an_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     axes = [*SWEEP, "seed=1,2,3"]
     finish(start(tmp_path / "whole", *axes), 0)
     folder = tmp_path / "killed"
@@ -96,6 +97,8 @@ def test_a_sweep_killed_twice_ends_as_an_uninterrupted_one(tmp_path: Path) -> No
     assert starts is not None and len(starts["starts"]) == 1 and lost < 60
     again = finish(start(folder, *axes), 0)
     assert "3 runs, 3 done, 0 to do" in again and "started" not in again
+    monkeypatch.chdir(tmp_path)
+    replay(survivor)  # raises if a run by itself is not the same
 
 
 @pytest.mark.parametrize("launcher", ["basic", "local"])

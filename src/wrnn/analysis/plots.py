@@ -205,7 +205,9 @@ def save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         figure.savefig(path, dpi=150)
+    except SystemError as error:  # compiled code that failed without a word, as where it gets no memory
+        raise MemoryError(f"{path}: {error}") from error
     except OSError as error:
-        if error.errno is None:  # the encoder's own, whose one reason is that it got no memory
+        if error.errno is None:  # the encoder's own, whose one reason is the same
             raise MemoryError(f"{path}: {error}") from error
         raise
