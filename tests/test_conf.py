@@ -146,6 +146,7 @@ def test_the_identity_changes_with_the_result_and_with_nothing_else(compose_conf
         (["+paths.dat_dir=x"], "paths.dat_dir: no such key; did you mean data_dir"),
         (["optimizer.weight_decay=${nowhere.at}"], r"optimizer.weight_decay=\$\{nowhere.at\}: Interpolation key"),
         (["optimizer.lr=nan"], "optimizer.lr=nan: must be a number"),
+        (["task=copy", "task.presets.paper_text.t80=nan"], "task.presets.paper_text.t80=nan: must be a number"),
         (["optimizer.betas=[0.9]"], "optimizer.betas=.*: must be a list of 2: a number"),
         (["optimizer.lr=fast"], "optimizer.lr='fast': must be a number"),
         (
