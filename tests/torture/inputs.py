@@ -84,16 +84,18 @@ def cases() -> list[Case]:
     return found
 
 
-def misspelt(key: str, draw: random.Random) -> str:
-    """The key without a letter of its last part, or with two of them exchanged."""
+def misspelt(option: str, key: str, draw: random.Random) -> str:
+    """The key without a letter of its last part, or with two of them exchanged; no other key of this option."""
     above, _, last = key.rpartition(".")
+    legal = {other for owner, _, other, _ in cases() if owner == option}
     while True:
         place = draw.randrange(len(last))
         wrong = last[:place] + last[place + 1 :]
         if draw.random() < 0.5 and place + 1 < len(last):
             wrong = last[:place] + last[place + 1] + last[place] + last[place + 2 :]
-        if wrong and wrong != last:
-            return f"{above}.{wrong}" if above else wrong
+        name = f"{above}.{wrong}" if above else wrong
+        if wrong and name not in legal:
+            return name
 
 
 def in_hydra(value: Any) -> str:
@@ -111,7 +113,7 @@ def wrong(torture: Torture, number: int) -> tuple[str, str]:
     """A value of a wrong kind or out of range, a misspelt or missing key, on the command line or in YAML."""
     draw, folder = torture.draw("input", number), torture.place("input", number)
     option, words, key, mutation = cases()[_order(torture.seed)[number % len(cases())]]
-    name = misspelt(key, draw) if mutation == "misspelt" else key
+    name = misspelt(option, key, draw) if mutation == "misspelt" else key
     value = 1 if mutation == "misspelt" else MUTATIONS[mutation]
     if mutation == "deleted":
         more = [f"~{key}"]
