@@ -208,6 +208,16 @@ def test_a_misspelled_key_in_a_file_is_one_line(tmp_path: Path) -> None:
     (conf / "task/mine.yaml").write_text((CONF / "task/copy.yaml").read_text().replace("monitor:", "moniter:"))
     done = command(search, *TINY_COPY[2:], "model=wrnn", "task=mine", cwd=tmp_path)
     assert_one_line(done, "moniter")
+    (conf / "task/mine.yaml").write_text("monitor: [1, 2]\n")
+    done = command(search, *TINY_COPY[2:], "model=wrnn", "task=mine", cwd=tmp_path)
+    assert_one_line(done, "a list where a mapping belongs: monitor")
+    for content, said in (
+        ("name: copy\nname: adding\n", "duplicate key name in .*mine.yaml.*line 2"),
+        ("\xff", "utf-8"),
+    ):
+        (conf / "task/mine.yaml").write_text(content, encoding="latin-1")
+        done = command(search, *TINY_COPY[2:], "model=wrnn", "task=mine", cwd=tmp_path)
+        assert_one_line(done, f"a config file cannot be read: .*{said}")
     assert {path.name for path in tmp_path.iterdir()} == {"conf"}
 
 

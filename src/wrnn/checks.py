@@ -11,10 +11,12 @@ def whole_number(name: str, value: object, minimum: int = 1) -> int:
     return value
 
 
-def seed(name: str, value: object) -> None:
-    """Accept None or an int of at least 0. Raises: ValueError."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-        raise ValueError(f"{name}={value!r}: must be a whole number of at least 0, or null")
+def seed(name: str, value: object, or_null: bool = False) -> None:
+    """Accept an int of at least 0, or None where that means another seed. Raises: ValueError."""
+    if value is None and or_null:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{name}={value!r}: must be a whole number of at least 0{', or null' if or_null else ''}")
 
 
 def odd_kernel(kernel_size: int, limit: int, of: str) -> int:

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
+import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
@@ -35,7 +37,11 @@ def run(main: Callable[[], None]) -> None:
         except (HydraException, OmegaConfBaseException) as error:
             if full:
                 raise
-            _leave(_flat(error).rstrip(".") + _nearest_key(str(error)), ConfigError.exit_code)
+            _leave(_flat(error).rstrip(".") + _nearest_key(str(error)) + _lists_in(str(error)), ConfigError.exit_code)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            if full:
+                raise
+            _leave(f"a config file cannot be read: {error}", ConfigError.exit_code)
         except ValueError as error:  # Hydra's, of its own kind nowhere
             if full or not str(error).startswith("Config group override"):
                 raise
@@ -100,6 +106,25 @@ def _nearest_key(message: str) -> str:
         return ""
     legal = [*map(str, node), *([] if above else groups)] if isinstance(node, DictConfig) else []
     return nearest(key, legal) if key not in legal else ""
+
+
+def _lists_in(message: str) -> str:
+    """The lists in a file that Hydra could not merge: one of them stands where a mapping belongs."""
+    found = re.search(r"In '([\w./-]+)': .*(?:Cannot merge (?:Dict|List)Config with|list is not a)", message, re.DOTALL)
+    folders = [*re.findall(r"file://([^\],]+)", " ".join(sys.argv[1:])), str(CONF)]
+    paths = [Path(folder, f"{found[1]}.yaml") for folder in folders] if found else []
+    for path in paths:
+        if path.is_file():
+            lists = _lists(OmegaConf.to_container(OmegaConf.load(path)), "")
+            return f"; a list where a mapping belongs: {' or '.join(lists)}" if lists else ""
+    return ""
+
+
+def _lists(node: Any, path: str) -> list[str]:
+    if isinstance(node, list):
+        return [path]
+    children = node.items() if isinstance(node, dict) else ()
+    return [found for key, child in children for found in _lists(child, f"{path}.{key}" if path else str(key))]
 
 
 def _leave(message: str, code: int) -> None:

@@ -56,7 +56,10 @@ _BUILT_OR_NULL = ("scheduler.scheduler", *_STARTS)
 _LATER = (*_STARTS, "optimizer", "scheduler.scheduler", "task.datamodule.train_set", "task.datamodule.test_set")
 _OWN = ("model.", "task.")  # cores, readouts, objectives and tasks look at their arguments themselves, and know ranges
 _HYDRAS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
-_NOT_NEGATIVE = ("optimizer.lr", "optimizer.weight_decay", "trainer.gradient_clip_val")
+_AT_LEAST = {
+    "optimizer.lr": 0, "optimizer.weight_decay": 0, "trainer.gradient_clip_val": 0,
+    "trainer.accumulate_grad_batches": 1,
+}  # fmt: skip
 BIASES = ("zero", "pytorch")
 
 
@@ -81,8 +84,8 @@ def check(cfg: DictConfig, groups: Collection[str] | None = None) -> None:
         looked_at = path.startswith(_OWN) and ".presets." not in path  # by what is built from it
         if isinstance(value, float) and math.isnan(value) and not looked_at:
             raise ConfigError(f"{path}=nan: must be a number")
-        if path in _NOT_NEGATIVE and isinstance(value, int | float) and value < 0:
-            raise ConfigError(f"{path}={value}: must be a number of at least 0")
+        if path in _AT_LEAST and isinstance(value, int | float) and value < _AT_LEAST[path]:
+            raise ConfigError(f"{path}={value}: must be a number of at least {_AT_LEAST[path]}")
         if path.startswith("model.presets.") and value not in BIASES:
             raise ConfigError(f"{path}={value}: must be one of {', '.join(BIASES)}")
     _check_presets(plain)
@@ -212,12 +215,12 @@ def _check_target(path: str, node: Mapping[str, Any]) -> None:
             if not key.startswith("_") and key not in legal:
                 advice = f"{nearest(key, legal)}; it takes: {', '.join(legal)}"
                 raise ConfigError(f"{path}.{key}: {node['_target_']} has no such key{advice}")
-    if path.startswith(_OWN):
-        return
     with contextlib.suppress(NameError):  # an annotation that only a type checker can read
         legal = inspect.signature(target, eval_str=True).parameters
     for key, value in node.items():
         hint: Any = legal[key].annotation if key in legal else Any
+        if path.startswith(_OWN) and hint is not bool:
+            continue
         built = isinstance(value, Mapping) and "_target_" in value
         absent = value is None and key in legal and legal[key].default is None
         if not built and not absent and not fits(value, hint):

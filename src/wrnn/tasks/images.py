@@ -41,7 +41,7 @@ class ImageTask(Task):
         super().__init__(batch_size, eval_batch_size)
         self.train_set, self.test_set = train_set, test_set
         self.num_val = whole_number("task.datamodule.num_val", num_val)
-        seed("task.datamodule.split_seed", split_seed)
+        seed("task.datamodule.split_seed", split_seed, or_null=True)
         seed("task.datamodule.order_seed", order_seed)
         self.split_seed = order_seed if split_seed is None else split_seed
         self.order_seed = order_seed

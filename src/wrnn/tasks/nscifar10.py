@@ -49,7 +49,7 @@ class NoisyRows(ImageTask):
         super().__init__(train_set, test_set, batch_size, eval_batch_size, num_val, split_seed, order_seed, normalize)
         self._sequence_length = whole_number("task.datamodule.sequence_length", sequence_length, minimum=ROWS)
         self.noise = one_of("task.datamodule.noise", noise, ("fixed", "per_batch", "per_sample"))
-        seed("task.datamodule.noise_seed", noise_seed)
+        seed("task.datamodule.noise_seed", noise_seed, or_null=True)
         self.noise_seed = order_seed if noise_seed is None else noise_seed
         self._fixed_noise = self._draw(1, generator(self.noise_seed))
 

@@ -41,7 +41,7 @@ class PixelMNIST(ImageTask):
         normalize: str = "none",
     ) -> None:
         super().__init__(train_set, test_set, batch_size, eval_batch_size, num_val, split_seed, order_seed, normalize)
-        seed("task.datamodule.permutation_seed", permutation_seed)
+        seed("task.datamodule.permutation_seed", permutation_seed, or_null=True)
         drawn_by = torch.Generator().manual_seed(order_seed if permutation_seed is None else permutation_seed)
         self.order = torch.randperm(PIXELS, generator=drawn_by) if permuted else None
 
