@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from agreement import dense_arguments, differing_subsets, distance, near_zero, outcome, ring_arguments, to
 from wrnn.recurrence import buffers, cpp, dense_recurrence, functions, ring_recurrence
 
 FAST = ["torch", "cpp"]
@@ -16,55 +17,6 @@ FAST = ["torch", "cpp"]
 @pytest.fixture(autouse=True)
 def _compiled() -> None:
     assert cpp.problem(torch.zeros(1, 1), torch.zeros(1, 1, 1)) is None, "these tests need a C++ compiler"
-
-
-def ring_arguments(
-    batch: int = 3,
-    steps: int = 7,
-    features: int | None = 2,
-    channels: int = 3,
-    neurons: int = 5,
-    taps: int = 3,
-    outputs: int | None = None,
-    shared: bool = False,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float64,
-) -> list[Tensor | None]:
-    """Random arguments of ring_recurrence; `features` None: a finished drive. Inputs and state are not contiguous."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int, scale: float = 1.0) -> Tensor:
-        return (scale * torch.randn(*shape, generator=generator, dtype=torch.float64)).to(dtype)
-
-    width = channels * neurons if features is None else features
-    arguments = [
-        draw(1 if shared else batch, width, steps).transpose(1, 2),
-        None if features is None else draw(channels, neurons, features, scale=features**-0.5),
-        draw(channels, neurons, scale=0.3),
-        draw(channels, channels, taps, scale=0.7 / (channels * taps) ** 0.5),
-        draw(batch, neurons, channels).transpose(1, 2),
-        None if outputs is None else draw(outputs, channels, neurons, scale=(channels * neurons) ** -0.5),
-    ]
-    return [None if argument is None else argument.requires_grad_() for argument in arguments]
-
-
-def outcome(function, arguments, wants: str, **options) -> list[Tensor]:
-    """What is returned, then the gradients of a fixed random functional of it."""
-    found = [value for value in function(*arguments, wants=wants, **options) if value is not None]
-    loss, generator = torch.zeros((), dtype=found[0].dtype), torch.Generator().manual_seed(1)
-    for value in found:
-        loss = loss + (value * torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)).sum()
-    tensors = [argument for argument in arguments if argument is not None and argument.requires_grad]
-    return [*(value.detach() for value in found), *torch.autograd.grad(loss, tensors)]
-
-
-def distance(found: Tensor, truth: Tensor) -> float:
-    """Largest deviation, in units of the largest number, or of 0.1: a lone sum of numbers near 1 may cancel."""
-    return float((found.double() - truth).abs().max() / truth.abs().max().clamp(min=0.1))
-
-
-def to(arguments: list[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
-    return [None if a is None else a.detach().to(dtype).requires_grad_() for a in arguments]
 
 
 def compare(arguments: list[Tensor | None], wants: str, nonlinearity: str, store_every: int | None) -> None:
@@ -76,28 +28,16 @@ def compare(arguments: list[Tensor | None], wants: str, nonlinearity: str, store
     truth = outcome(ring_recurrence, arguments, backend="reference", **kind)
     single = to(arguments, torch.float32)
     loop = outcome(ring_recurrence, single, backend="reference", **kind)
+    turns = near_zero(lambda: ring_recurrence(*arguments, backend="reference", **kind))
     for backend in FAST:
         options = {**kind, "backend": backend, "store_every": store_every}
         for i, (found, true) in enumerate(zip(outcome(ring_recurrence, arguments, **options), truth, strict=True)):
             assert found.shape == true.shape and distance(found, true) < 1e-12, (backend, i)
-        if nonlinearity == "relu" and near_zero(arguments):
+        if turns:
             continue  # a unit within rounding of 0 may fall to either side
         allowed = max(4 * max(map(distance, loop, truth)), 4e-6)
         for i, (found, true) in enumerate(zip(outcome(ring_recurrence, single, **options), truth, strict=True)):
             assert distance(found, true) <= allowed, (backend, i)
-
-
-def near_zero(arguments: list[Tensor | None]) -> bool:
-    """Whether a unit comes within 1e-6 of zero, from below or above."""
-    with torch.no_grad():
-        inputs, input_weight, bias, kernel, state, _ = arguments
-        for t in range(inputs.shape[1]):
-            step = (inputs[:, t : t + 1], input_weight, bias, kernel, state)
-            before = ring_recurrence(*step, nonlinearity="identity", wants="last", backend="reference").last
-            if (before.abs() < 1e-6).any():
-                return True
-            state = before.relu()
-    return False
 
 
 CASES = st.fixed_dictionaries(
@@ -163,9 +103,7 @@ def test_float32_at_the_length_of_psmnist(backend):
 @pytest.mark.parametrize("wants", ["last", "states"])
 @pytest.mark.parametrize("features", [None, 1, 6])
 def test_dense_equals_reference(features, wants, nonlinearity):
-    inputs, input_weight, bias, weight, state, _ = ring_arguments(3, 9, features, 7, 1, 1)
-    input_weight = None if input_weight is None else input_weight[:, 0]
-    arguments = [inputs, input_weight, bias[:, 0], weight[..., 0], state[..., 0]]
+    arguments = dense_arguments(features=features)
     kind = {"wants": wants, "nonlinearity": nonlinearity}
     found = outcome(dense_recurrence, arguments, **kind)
     truth = outcome(dense_recurrence, arguments, backend="reference", **kind)
@@ -174,8 +112,7 @@ def test_dense_equals_reference(features, wants, nonlinearity):
 
 @pytest.mark.parametrize("nonlinearity", ["relu", "tanh"])
 def test_library_rnn_is_the_same_recurrence(nonlinearity):
-    inputs, input_weight, bias, weight, state, _ = ring_arguments(3, 9, 2, 7, 1, 1)
-    arguments = (inputs, input_weight[:, 0], bias[:, 0], weight[..., 0], state[..., 0])
+    arguments = dense_arguments()
     states, last = functions.library_rnn(*arguments, nonlinearity)
     truth = dense_recurrence(*arguments, backend="reference", nonlinearity=nonlinearity)
     torch.testing.assert_close(states, truth.every_step)
@@ -183,13 +120,33 @@ def test_library_rnn_is_the_same_recurrence(nonlinearity):
 
 
 @pytest.mark.parametrize("backend", FAST)
-def test_only_asked_gradients(backend):
-    everything = ring_arguments(2, 5, 3, 2, 6, 3, outputs=2)
-    for kept in range(6):
-        arguments = [t.detach().requires_grad_(i == kept) for i, t in enumerate(everything)]
-        found = outcome(ring_recurrence, arguments, "readout", backend=backend)
-        truth = outcome(ring_recurrence, arguments, "readout", backend="reference")
-        assert all(distance(a, b) < 1e-12 for a, b in zip(found, truth, strict=True))
+def test_any_subset_of_the_arguments_gets_its_gradients_and_no_other_does(backend):
+    for features, outputs, shared, wants in ((3, 2, False, "readout"), (None, None, True, "last")):
+        arguments = ring_arguments(2, 5, features, 2, 6, 3, outputs=outputs, shared=shared)
+        assert not differing_subsets(ring_recurrence, arguments, backend, 1e-12, wants=wants)
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_a_readout_that_the_loss_does_not_see_has_a_gradient_of_zero(backend):
+    *arguments, readout = ring_arguments(3, 6, 2, 2, 6, 3, outputs=2)
+    ring_recurrence(*arguments, readout, wants="readout", backend=backend).last.sum().backward()
+    assert torch.equal(readout.grad, torch.zeros_like(readout))
+    for argument in arguments:
+        assert argument.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_lanes_without_a_sequence_do_not_reach_a_gradient(backend):
+    """Two sequences whose units stay silent beside idle lanes, in which the same kernel would grow without bound."""
+    kernel, readout = torch.full((1, 1, 3), 3.0, requires_grad=True), torch.ones(2, 1, 9, requires_grad=True)
+    silent = torch.full((2, 400, 1), -10.0), torch.ones(1, 9, 1), torch.ones(1, 9), kernel, torch.zeros(2, 1, 9)
+    ring_recurrence(*silent, readout, wants="readout", backend=backend).every_step.sum().backward()
+    assert torch.equal(readout.grad, torch.zeros_like(readout)) and torch.equal(kernel.grad, torch.zeros_like(kernel))
+
+
+@pytest.mark.parametrize("features", [None, 3])
+def test_any_subset_of_the_arguments_gets_its_gradients_from_the_dense_recurrence(features):
+    assert not differing_subsets(dense_recurrence, dense_arguments(2, 5, features, 6), "torch", 1e-12)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own doing
@@ -234,13 +191,35 @@ def test_the_number_of_threads_does_not_change_a_bit():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("wants", ["readout", "last", "states"])
 @pytest.mark.parametrize("nonlinearity", ["relu", "tanh"])
 @pytest.mark.parametrize("backend", FAST)
-def test_a_nan_is_not_hidden(backend, nonlinearity):
-    arguments = ring_arguments(2, 4, 1, 2, 9, 3, dtype=torch.float32)
-    arguments[4] = torch.full_like(arguments[4], math.nan).requires_grad_()
-    found = outcome(ring_recurrence, arguments, "last", backend=backend, nonlinearity=nonlinearity)
-    assert all(value.isnan().any() for value in (found[0], found[4]))
+def test_what_is_not_finite_is_not_hidden(backend, nonlinearity, wants):
+    """One number of one argument is NaN or infinite: what is not finite in the loop's results is not finite here."""
+    kind = {"wants": wants, "nonlinearity": nonlinearity}
+    for number in (math.nan, math.inf, -math.inf):
+        for which in range(6 if wants == "readout" else 5):
+            outputs = 2 if wants == "readout" else None
+            arguments = ring_arguments(2, 4, 2, 3, 9, 3, outputs=outputs, dtype=torch.float32)
+            with torch.no_grad():
+                arguments[which][(1,) * arguments[which].dim()] = number
+            truth = outcome(ring_recurrence, arguments, backend="reference", **kind)
+            found = outcome(ring_recurrence, arguments, backend=backend, **kind)
+            for i, (a, b) in enumerate(zip(found, truth, strict=True)):
+                assert not (a.isfinite() & ~b.isfinite()).any(), (number, which, i)
+            assert torch.equal(found[0].isfinite(), truth[0].isfinite()), (number, which)
+
+
+@pytest.mark.parametrize("scale", [1e30, 1e-40])
+@pytest.mark.parametrize("nonlinearity", ["relu", "identity"])
+@pytest.mark.parametrize("backend", FAST)
+def test_huge_and_denormal_numbers_are_numbers_like_others(backend, nonlinearity, scale):
+    inputs, input_weight, bias, kernel, state, _ = ring_arguments(2, 6, 2, 3, 17, 3)
+    arguments = to([scale * inputs, input_weight, scale * bias, kernel, scale * state, None], torch.float32)
+    kind = {"wants": "last", "nonlinearity": nonlinearity}
+    truth = outcome(ring_recurrence, to(arguments, torch.float64), backend="reference", **kind)
+    for a, b in zip(outcome(ring_recurrence, arguments, backend=backend, **kind), truth, strict=True):
+        assert (a.double() - b).abs().max() <= 4e-6 * b.abs().max() + 64 * 2**-149  # or some smallest numbers
 
 
 @pytest.mark.parametrize("backend", FAST)
@@ -374,6 +353,8 @@ def test_states_that_do_not_fit_are_computed_again(monkeypatch):
         ({"kernel": torch.zeros(2, 3, 3)}, "kernel is .*C=2, C=2, K>=1"),
         ({"state": torch.zeros(4, 2, 5)}, "state is .*B=3, C=2, N=5"),
         ({"inputs": torch.zeros(3, 0, 1)}, "inputs is .*T>=1"),
+        ({"inputs": torch.zeros(0, 4, 1), "state": torch.zeros(0, 2, 5)}, "inputs is .*B>=1"),
+        ({"inputs": torch.zeros(1, 4, 1), "state": torch.zeros(0, 2, 5)}, "state is .*B>=1"),
         ({"input_weight": None}, "inputs is .*C\\*N=10"),
         ({"input_weight": torch.zeros(2, 5, 2)}, "input_weight is .*I=1"),
         ({"nonlinearity": "gelu"}, "nonlinearity=.*relu, tanh, identity"),
@@ -395,6 +376,14 @@ def test_bad_arguments(change, message):
     ring_recurrence(**good)
     with pytest.raises(ValueError, match=message):
         ring_recurrence(**(good | change))
+
+
+@pytest.mark.parametrize(("batch", "steps"), [(0, 4), (3, 0)])
+def test_the_dense_recurrence_refuses_no_sequences_and_no_steps(batch, steps):
+    good = dense_arguments(3, 4, 1, 5)
+    for backend in ("torch", "reference"):
+        with pytest.raises(ValueError, match="inputs is .*B>=1, T>=1"):
+            dense_recurrence(good[0][:batch, :steps], *good[1:4], good[4][:batch], backend=backend)
 
 
 @pytest.mark.parametrize("backend", FAST)

@@ -8,7 +8,7 @@ import torch
 from conftest import Compose
 from wrnn.cores.antisymmetric import AntisymmetricRNN
 from wrnn.cores.cornn import CoupledOscillators
-from wrnn.cores.exprnn import ExponentialRNN
+from wrnn.cores.exprnn import ExponentialRNN, skew
 from wrnn.cores.flextcn import FlexTCN
 from wrnn.cores.incremental import IncrementalRNN
 from wrnn.cores.indrnn import IndependentRNN
@@ -59,6 +59,21 @@ def test_the_recurrence_of_an_exprnn_is_orthogonal_and_starts_as_rotations(start
     found = torch.linalg.eigvals(rotation.detach()).angle().abs().sort().values
     expected = torch.cat([angles.abs(), angles.abs(), torch.zeros(size % 2)]).sort().values
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_gradient_of_an_exponential_keeps_its_digits_however_large_it_is() -> None:
+    core = ExponentialRNN(input_size=1, hidden_size=33)
+    direction = 1e4 * torch.randn(33, 33, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def gradient(dtype: torch.dtype) -> torch.Tensor:
+        (rotation,) = core.to(dtype).matrices()
+        return torch.autograd.grad(rotation, core.upper, direction.to(dtype))[0].double()
+
+    core.double()
+    exact = core.upper.detach().clone().requires_grad_()
+    torch.matrix_exp(skew(exact, 33)).backward(direction)
+    assert torch.allclose(gradient(torch.float64), exact.grad, rtol=1e-10, atol=1e-10 * float(exact.grad.abs().max()))
+    assert (gradient(torch.float32) - exact.grad).abs().max() < 1e-5 * exact.grad.abs().max()
 
 
 @pytest.mark.parametrize("gated", [False, True])

@@ -8,9 +8,11 @@ Source: Lezcano-Casado & Martinez-Rubio 2019 and their released code; starts of 
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 from wrnn.checks import one_of, positive, whole_number
 from wrnn.cores.base import LoopCore, ParameterGroup
@@ -66,7 +68,8 @@ class ExponentialRNN(LoopCore):
 
     def matrices(self) -> tuple[Tensor, ...]:
         """e^A, orthogonal, (N, N)."""
-        return (torch.matrix_exp(skew(self.upper, self.hidden_size)),)
+        exponential: Tensor = _Exponential.apply(skew(self.upper, self.hidden_size))
+        return (exponential,)
 
     def advance(self, drive: Tensor, state: Tensor, *matrices: Tensor) -> Tensor:
         """One step; see `LoopCore`."""
@@ -80,3 +83,24 @@ def skew(upper: Tensor, size: int) -> Tensor:
     row, column = torch.triu_indices(size, size, 1, device=upper.device)
     square = upper.new_zeros(size, size).index_put((row, column), upper)
     return square - square.T
+
+
+class _Exponential(torch.autograd.Function):
+    """e^A for A (N, N), with a backward that keeps its digits.
+
+    The derivative in direction G is a block of the exponential of [[A, G], [0, A]]. That rounds relative to its largest
+    number, and torch takes G as it comes, which over a long sequence grows to thousands: here it is brought to size 1.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, matrix: Tensor) -> Tensor:
+        ctx.save_for_backward(matrix)
+        return torch.matrix_exp(matrix)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (matrix,) = ctx.saved_tensors
+        size = gradient.abs().max().clamp(min=torch.finfo(gradient.dtype).tiny)
+        above = torch.cat([matrix.mT, gradient / size], dim=1)
+        below = torch.cat([torch.zeros_like(matrix), matrix.mT], dim=1)
+        return size * torch.matrix_exp(torch.cat([above, below]))[: len(matrix), len(matrix) :]

@@ -99,6 +99,10 @@ def backward(
         tensor.new_empty(tensor.shape) if tensor is not None and need else None
         for tensor, need in zip(tensors, needed, strict=True)
     ]
+    readout = found[5]
+    if readout is not None and grad_every_step is None:  # the loss saw the last state alone
+        readout.zero_()
+        found[5] = None
     inputs = "x" if tensors[1] is not None else "drive"
     names = (inputs, "input_weight", "bias", "kernel", "state", "readout")
     _run(
@@ -112,7 +116,7 @@ def backward(
         grad_read=grad_every_step if wants == "readout" else None,
         **{f"grad_{name}": gradient for name, gradient in zip(names, found, strict=True)},
     )
-    return found
+    return [*found[:5], readout]
 
 
 def _run(

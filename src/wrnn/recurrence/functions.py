@@ -91,7 +91,8 @@ def ring_recurrence(
             K = sqrt(T). The readable loop keeps all.
 
     Returns the last state (B, C, N), and what is wanted of every step. Computes in the promoted dtype of its arguments,
-    with autocast off. Differentiable once (`reference`: any number of times).
+    with autocast off. Differentiable once (`reference`: any number of times). `cpp` skips inputs that are exactly 0, so
+    that a NaN or an infinity in their weight does not show.
     Raises: ValueError for a bad shape or option, or a backend that cannot run on these tensors.
     """
     one_of("wants", wants, ("states", "readout", "last"))

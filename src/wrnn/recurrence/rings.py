@@ -282,7 +282,8 @@ def backward(
             before = 1 - now
             state_NCL = states[step - start + 1]
             if sums.readout_OM is not None and outer_TOL is not None:
-                sums.readout_OM.addmm_(outer_TOL[step], state_NCL.flatten(0, 1).t())
+                states_MB = state_NCL.flatten(0, 1)[:, : layout.batch]  # without idle lanes, which may have overflowed
+                sums.readout_OM.addmm_(outer_TOL[step, :, : layout.batch], states_MB.t())
             layout.through_nonlinearity(pair_inner[now], state_NCL)
             sums.add(step, pair_inner[now][..., : layout.batch], windows[step - start])
             if step or needed[4]:
