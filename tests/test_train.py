@@ -289,8 +289,24 @@ def test_a_disk_without_room_is_one_line_and_costs_nothing(tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
 
 
-def test_want_of_memory_is_one_line_wherever_it_comes(capsys: pytest.CaptureFixture[str]) -> None:
+class Finalised:
+    """Fails where nobody can catch it."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __del__(self) -> None:
+        raise self.error
+
+
+def test_want_of_memory_is_one_line_wherever_it_comes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     with pytest.raises(SystemExit) as left, cli.endings():
+        Finalised(MemoryError())
+        Finalised(KeyError("told"))
+        assert "KeyError: 'told'" in (told := capsys.readouterr().err) and "MemoryError" not in told
         raise MemoryError
     assert left.value.code == 4 and capsys.readouterr().err == "error: out of memory\n"
 

@@ -53,6 +53,7 @@ def run(main: Callable[[], None]) -> None:
 def endings() -> Iterator[None]:
     """Turn the expected ways to end into one line on stderr and an exit code, SIGTERM among them."""
     signal.signal(signal.SIGTERM, _stop)  # before and after training; `ResumePoint` takes over in between
+    sys.unraisablehook = _unraisable
     try:
         yield
     except Interrupted as error:
@@ -64,6 +65,12 @@ def endings() -> Iterator[None]:
         _leave(str(error), error.exit_code)
     except MemoryError as error:  # outside of training, which says more
         _leave(f"out of memory: {error}".rstrip(": "), OutOfMemory.exit_code)
+
+
+def _unraisable(what: Any) -> None:
+    """Compiled code that gets no memory within a callback cannot say so there; it fails, and that is what is told."""
+    if not isinstance(what.exc_value, MemoryError):
+        sys.__unraisablehook__(what)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
