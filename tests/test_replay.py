@@ -1,6 +1,7 @@
 """A run folder is enough to make the run again, to the last bit, and what is not the same is told."""
 
 import re
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 
@@ -78,6 +79,30 @@ def test_what_was_different_then_is_told(
     replay(Path("run"))
     out = capsys.readouterr().out
     assert f"torch was 1.0, is {version('torch')}" in out and re.search("commit was abc, is ", out)
+
+
+def test_a_damaged_folder_is_told_before_anything_is_trained(
+    compose_config: Compose, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(compose_config(*TINY_COPY, "paths.run_dir=run"))
+    monkeypatch.setattr("wrnn.replay.train", lambda cfg: pytest.fail("it trained"))
+    for name, said in (
+        ("results.json", "results.json: cannot be read"),
+        ("environment.json", "environment.json: cannot be read"),
+        ("config.yaml", r"run=cut: config.yaml is cut off, paths\.\w+ is missing|config.yaml is missing or unreadable"),
+        ("checkpoints/best.ckpt", "best.ckpt: not a whole checkpoint"),
+    ):
+        whole = (elsewhere / "run" / name).read_bytes()
+        for length in {len(whole) // 3, len(whole) // 2, len(whole) - 20}:
+            shutil.rmtree("cut", ignore_errors=True)
+            shutil.copytree("run", "cut")
+            (elsewhere / "cut" / name).write_bytes(whole[:length])
+            with pytest.raises(ConfigError, match=said):
+                replay(Path("cut"))
+    shutil.copy("run/checkpoints/best.ckpt", "cut/checkpoints/best.ckpt")
+    write_json(elsewhere / "cut/environment.json", {"starts": [{}]})
+    with pytest.raises(ConfigError, match="run=cut: environment.json is missing or does not record a start"):
+        replay(Path("cut"))
 
 
 def test_what_cannot_be_made_again_is_one_line(compose_config: Compose, elsewhere: Path) -> None:

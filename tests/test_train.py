@@ -175,6 +175,7 @@ REFUSED = {
     "preset=best": "preset=best: must be one of corrected, paper_text, released_code",
     "seed=-1": "seed=-1: must be a whole number of at least 0",
     "optimizer.lr=-1": "optimizer.lr=-1: must be a number of at least 0",
+    "logger=wandb logger.wandb.finish_timeout=-1": "finish_timeout=-1: must be a number of at least 0",
     "ckpt_path=last": "ckpt_path=last: no run with these settings",
     "ckpt_path=nowhere.ckpt": r"ckpt_path=nowhere\.ckpt: no such file",
     "trainer.max_steps=many": "trainer",

@@ -1,5 +1,6 @@
 """Run a finished run again from what its folder says, and compare the two to the last bit."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from wrnn import runs
 from wrnn.config import first_line
 from wrnn.errors import ConfigError, ReplayDiffers
 from wrnn.files import read_json
-from wrnn.schema import RootConfig
+from wrnn.schema import PathsConfig, RootConfig
 from wrnn.training import train
 
 TIMES = ("seconds", "steps_per_second", "data_share")  # what no two runs have in common
@@ -30,11 +31,13 @@ def replay(folder: Path, data_dir: str | None = None) -> Path:
 
     Returns: the new run folder.
 
-    Raises: ConfigError for a folder that holds no finished run, or one whose config this version does not know;
-        ReplayDiffers, exit code 6, with the first differences; what `train` raises.
+    Raises: ConfigError, before anything is trained, for a folder that holds no finished run, is damaged, or has a
+        config that this version does not know; ReplayDiffers, exit code 6, with what differs; what `train` raises.
     """
-    then = _last_start(folder)
-    cfg = _config(folder, then)
+    results, then = _finished(folder)
+    cfg = _config(folder, results, then)
+    for name in (runs.BEST, runs.LAST):
+        _weights(folder / name)  # what is damaged is told now, not after hours
     if data_dir is not None:
         runs.move(cfg, "data_dir", data_dir)
     threads = torch.get_num_threads()
@@ -53,21 +56,24 @@ def replay(folder: Path, data_dir: str | None = None) -> Path:
     return again
 
 
-def _last_start(folder: Path) -> dict[str, Any]:
-    """What is recorded of the start that ended the run."""
-    if read_json(folder / runs.RESULTS) is None:
-        raise ConfigError(f"run={folder}: no run that has ended; {runs.RESULTS} is missing")
-    starts = (read_json(folder / runs.ENVIRONMENT) or {}).get("starts")
-    if not starts:
-        raise ConfigError(f"run={folder}: {runs.ENVIRONMENT} is missing or records no start")
-    return dict(starts[-1])
-
-
-def _config(folder: Path, then: dict[str, Any]) -> DictConfig:
-    """The config of the run, to be trained in a folder of its own."""
+def _finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The results of a run, and what is recorded of the start that ended it."""
     results = read_json(folder / runs.RESULTS)
-    assert results is not None
+    if results is None:
+        raise ConfigError(f"run={folder}: no run that has ended; {runs.RESULTS} is missing")
+    try:
+        then = (read_json(folder / runs.ENVIRONMENT) or {})["starts"][-1]
+        then["versions"], then["hardware"]["threads"], then["git"]
+    except (LookupError, TypeError) as error:
+        raise ConfigError(f"run={folder}: {runs.ENVIRONMENT} is missing or does not record a start") from error
+    return results, then
+
+
+def _config(folder: Path, results: dict[str, Any], then: dict[str, Any]) -> DictConfig:
+    """The config of the run, to be trained in a folder of its own."""
     cfg = runs.load_config(folder)
+    if missing := {field.name for field in fields(PathsConfig)} - set(cfg.get("paths") or {}):  # the last of its keys
+        raise ConfigError(f"run={folder}: {runs.CONFIG} is cut off, paths.{min(missing)} is missing")
     was = cfg.paths.run_dir
     cfg.paths.run_dir, cfg.paths.ledger_dir = None, None
     if cfg.ckpt_path == "last":

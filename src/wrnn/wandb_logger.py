@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
+from wrnn.checks import not_negative
 from wrnn.config import fingerprint, first_line
 from wrnn.errors import ConfigError
 
@@ -40,6 +41,7 @@ def wandb_logger(
     """
     import wandb
 
+    not_negative("logger.wandb.finish_timeout", finish_timeout)
     if wandb.setup().settings.mode not in ("offline", "disabled", "dryrun"):
         try:
             wandb.Api()

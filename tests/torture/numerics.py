@@ -473,11 +473,12 @@ def main() -> None:
     parser.add_argument("--path", default="", help="only paths with this in their name")
     parser.add_argument("--seed", type=int, default=0, help="of what the cases draw")
     options = parser.parse_args()
+    asked = {name: path for name, path in paths().items() if options.path in name}
+    if not asked or options.cases < 1:
+        parser.error(f"nothing to do: at least 1 case of one of: {', '.join(paths())}")
     print(f"{'':24}{'dtype':12}{'cases':>6}{'skipped':>9}{'value':>10}{'gradient':>10}{'bound':>9}{'of bound':>10}")
     wrong, had = 0, {}
-    for name, path in paths().items():
-        if options.path not in name:
-            continue
+    for name, path in asked.items():
         rows: dict[torch.dtype, list[Verdict]] = {}
         numbers = range(options.first, options.first + math.ceil(options.cases / path.part))
         for dtype, number, verdict in verdicts(name, options.seed, numbers):

@@ -98,9 +98,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--jobs", type=int, default=100)
     options = parser.parse_args()
+    if options.minutes <= 0 and options.jobs <= 0:
+        parser.error("nothing to do: --minutes or --jobs must be more than 0")
     with tempfile.TemporaryDirectory() as folder:
-        good = [soak(options.minutes, Path(folder)) if options.minutes else True]
-        good += [sweep(options.jobs, Path(folder)) if options.jobs else True]
+        good = [soak(options.minutes, Path(folder)) if options.minutes > 0 else True]
+        good += [sweep(options.jobs, Path(folder)) if options.jobs > 0 else True]
     sys.exit(not all(good))
 
 
