@@ -13,6 +13,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +26,7 @@ import wrnn
 from wrnn.config import differences, first_line, identity
 from wrnn.errors import ConfigError
 from wrnn.files import folder_lock, read_json, sweep_aside, write_atomically, write_json
+from wrnn.schema import PathsConfig
 
 CONFIG, RESULTS, ENVIRONMENT = "config.yaml", "results.json", "environment.json"
 LAST, BEST = "checkpoints/last.ckpt", "checkpoints/best.ckpt"
@@ -102,13 +104,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_config(folder: Path) -> DictConfig:
-    """The resolved config of a run folder. Raises: ConfigError where there is none."""
+    """The resolved config of a run folder. Raises: ConfigError where there is none, or only a part."""
     try:
         cfg = OmegaConf.load(folder / CONFIG)
     except Exception as error:
         raise ConfigError(f"{folder}: not a run folder, {CONFIG} is missing or unreadable") from error
     if not isinstance(cfg, DictConfig):
         raise ConfigError(f"{folder}: not a run folder, {CONFIG} holds no mapping")
+    if missing := {field.name for field in fields(PathsConfig)} - set(cfg.get("paths") or {}):  # the last of its keys
+        raise ConfigError(f"{folder}: {CONFIG} is cut off, or of another version; paths.{min(missing)} is missing")
     return cfg
 
 
