@@ -65,7 +65,7 @@ sweep: install  ## three seeds of a small copy task
 paper: install  ## every table and figure of the paper beside our runs, from results/ledger, without training
 	$(IN)python src/paper.py write $(ARGS)
 
-zoo: install  ## every core on two tasks, a minute each, as a table in results/zoo.md (about 40 minutes)
+zoo: install  ## every core on two tasks, a minute each (about 40 minutes), as a table in place of results/zoo.md
 	$(IN)python src/zoo.py $(ARGS)
 
 notebooks: install  ## render the notebook of waves into results/notebooks/ (installs the extra "notebooks")

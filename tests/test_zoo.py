@@ -16,7 +16,11 @@ def test_the_table_names_what_ran_and_what_did_not(tmp_path: Path) -> None:
     main([*words, "--folder", str(folder), "--longer", str(folder), "--output", str(output)])
     text, longer = output.read_text().split("## Other budgets")
     assert "### copy" in longer and longer.count("| cornn") == 2
-    assert "python src/zoo.py --longer FOLDER model=lem,cornn" in text and "seed 0" in text and "1 thread a run" in text
+    assert (
+        "python src/zoo.py --folder FOLDER --output FILE --longer LONGER model=lem,cornn" in text
+        and "seed 0" in text
+        and "1 thread a run" in text
+    )
     rows = [line for line in text.splitlines() if line.startswith("| cornn")]
     count = 128 * (2 + 2 * 128) + 128 + 129  # on adding: W, W', V, b and the readout
     assert len(rows) == 2 and f" {count:,} |" in rows[0] and " 3 |" in rows[0]

@@ -36,17 +36,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     done = subprocess.run([sys.executable, str(TRAIN), "-m", *command])
     if done.returncode not in (0, 5):  # 5: the table says which did not finish
         raise SystemExit(done.returncode)
-    longer = [] if options.longer is None else ["--longer FOLDER"]
-    words = " ".join(["python src/zoo.py", *longer, *options.words])
+    longer = [] if options.longer is None else ["--longer LONGER"]
+    words = " ".join(["python src/zoo.py --folder FOLDER --output FILE", *longer, *options.words])
     runs = load([options.folder])
     if not any(run.state == FINISHED for run in runs):
         raise ConfigError(f"{options.folder}: no run has finished, see above; {options.output} was left as it is")
     parts = [_INTRODUCTION.format(command=words, facts=_facts(runs)), *tables(runs)]
     if options.longer:
         runs = load([options.longer])
-        parts += [
-            f"## Other budgets\n\n`python src/train.py model=... task=...` and the words below.\n{_facts(runs)}\n"
-        ]
+        told = "Runs in LONGER: `python src/train.py model=... task=...` and the words below."
+        parts.append(f"## Other budgets\n\n{told}\n{_facts(runs)}\n")
         parts += tables(runs, level="###", words=True)
     try:
         write_atomically(options.output, "\n".join(parts))
@@ -100,7 +99,7 @@ def _row(run: Run) -> dict[str, Any]:
         "validation": "" if math.isnan(value) else f"{value:.3g}",
     }
     if "val/accuracy" in found:
-        row["accuracy"] = f"{found['val/accuracy']:.3f}"
+        row["accuracy at the end"] = f"{found['val/accuracy']:.3f}"
     if "solved_step" in found:
         row["solved at"] = "" if found["solved_step"] is None else f"{found['solved_step']:,}"
     ended = "" if run.state == FINISHED else f"{run.state}: {run.reason}"

@@ -40,7 +40,7 @@ class Cell:
         published: in the unit of the table; None where it was never reached.
         spread: published standard deviation.
         band: (low, high) to accept, None for an open end; (None, None) with `published` None: never reached.
-        band_is: `sheet` or `ours`.
+        band_is: `paper` or `ours`.
         experiments: whose runs are held against it.
         origin: of a number that the paper quotes itself; it is held against our run of that system all the same.
     """

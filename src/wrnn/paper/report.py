@@ -84,13 +84,15 @@ def markdown(paper: Paper) -> str:
     counts = ", ".join(f"{count} {verdict}" for verdict, count in paper.counts.items())
     parts = [
         "# The paper, regenerated\n\n"
-        "Made by `make paper` from `results/ledger/` alone; nothing here is typed in. *quoted*: printed in Keller et "
-        "al. 2024, or read off its plots. *measured*: our runs of the default preset `corrected`; `released_code` "
-        "stands beside it where it was run.\n\n"
-        f"**{len(paper.answers)} cells: {counts}.** From {len(paper.ledger.records)} runs. *reproduced* asks for the "
-        f"published budget, {SEEDS_NEEDED} seeds and a number inside the band; *differs* for the same and a number "
-        "outside; *partial budget* is everything that was run with less. Bands marked `sheet` rest on the paper's "
-        "spread or on independent reruns, those marked `ours` are our own choice.\n"
+        "Made by `make paper`. *measured*: our runs of the default preset `corrected`, from `results/ledger/`; "
+        "`released_code` stands beside it where it was run. *quoted*: printed in Keller et al. 2024, or read off its "
+        "plots, from `published.yaml`. By hand are only the questions and answers under *Followed up* "
+        "(`followed_up.yaml`).\n\n"
+        f"**{len(paper.answers)} cells: {counts}.** From {len(paper.ledger.records)} runs. *reproduced* asks for "
+        f"{SEEDS_NEEDED} seeds, the published budget (for the step that solved a task: until it was solved) and a "
+        "number inside the band; *differs* for the same and a number outside; *partial budget* is everything that was "
+        "run with less. Bands marked `paper` rest on its numbers and their spread, those marked `ours` are our own "
+        "choice.\n"
     ]
     if paper.ledger.problems:
         lines = "\n".join(f"- {problem}" for problem in paper.ledger.problems)
@@ -106,7 +108,7 @@ def markdown(paper: Paper) -> str:
         "ledger has for the experiment on that hardware, beside whatever else the machine did.\n\n" + _table(costs)
     )
     if untimed:
-        parts.append(f"Not timed, as they were never run: {', '.join(untimed)}.\n")
+        parts.append(f"Not timed, as the ledger has no finished run of them: {', '.join(untimed)}.\n")
     follow_ups = followed_up.entries()
     for name, table in paper.content["tables"].items():
         answers = [one for one in paper.answers if one.cell.table == name]
@@ -249,7 +251,7 @@ def cells_frame(paper: Paper, name: str) -> pd.DataFrame:
         "cell",
         "published (quoted)",
         "measured",
-        "sd",
+        "sd over seeds",
         "n",
         "verdict",
         "band",
@@ -257,7 +259,7 @@ def cells_frame(paper: Paper, name: str) -> pd.DataFrame:
         "runs, or experiment",
     ]
     frame = pd.DataFrame(rows, columns=heads)
-    return frame.drop(columns=[head for head in ("released_code", "sd") if frame[head].eq("").all()])
+    return frame.drop(columns=[head for head in ("released_code", "sd over seeds") if frame[head].eq("").all()])
 
 
 def curves_frame(paper: Paper) -> pd.DataFrame:
@@ -276,7 +278,7 @@ def curves_frame(paper: Paper) -> pd.DataFrame:
                 "at": f"{one.x:,} {one.unit}" if one.x != 1 else "1 epoch",
                 "published (quoted)": number(one.published, metric),
                 "measured": number(one.mean, metric),
-                "sd": "" if one.spread is None else number(one.spread, metric),
+                "sd over seeds": "" if one.spread is None else number(one.spread, metric),
                 "n": str(len(one.values)),
                 "ours to theirs": off,
             }

@@ -236,7 +236,7 @@ def figure_10(paper: Paper) -> tuple[Figure, str]:
         row[1].set_title(each[channel].describe(), fontsize=7)
     grid[-1, 0].set_xlabel("time step")
     return figure, (
-        f"Channels of a wRNN on one test digit of sMNIST, after {model.run.budget['epochs']:g} epochs: those with the"
+        f"Channels of a wRNN on one test digit of sMNIST, after {_epochs(model)}: those with the"
         " most waves, the slowest and the fastest. Dashed: fitted velocities."
     )
 
@@ -283,12 +283,17 @@ def _before_and_after(paper: Paper, lines: Sequence[tuple[str, str]], height: fl
             channel = plots.most_active(states)
             plots.draw_state(axes, states[channel], f"{label}\nneuron" if axes is row[0] else "")
         if model:
-            said.append(f"{label} {model.run.budget['epochs']:g}".replace("\n", " "))
+            said.append(f"{label}: {_epochs(model)}".replace("\n", " "))
     grid[0, 0].set_title("before training")
     grid[0, 1].set_title("after training")
     for axes in grid[-1]:
         axes.set_xlabel("time step")
-    return figure, f"epochs: {', '.join(said) or 'none run'}"
+    return figure, "; ".join(said) or "none run"
+
+
+def _epochs(model: Trained) -> str:
+    count = model.run.budget["epochs"]
+    return f"{count:g} epoch{'s' * (count != 1)}"
 
 
 STATES: dict[str, Callable[[Paper], tuple[Figure, str]]] = {
