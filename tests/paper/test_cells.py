@@ -80,6 +80,18 @@ def test_a_run_from_before_a_key_existed_still_counts_and_a_shortened_test_does_
         assert found == {"trainer.limit_test_batches": (None, part)}
 
 
+def test_when_a_run_was_validated_and_how_it_was_clipped_are_settings(
+    experiments: Experiments, compose_config: Compose, make_record: MakeRecord
+) -> None:
+    clip = "trainer.gradient_clip_algorithm"
+    run = replace(
+        make_record("indrnn_psmnist"), settings=identity(compose_config("experiment=indrnn_psmnist", f"{clip}=norm"))
+    )
+    run.budget["val_check_interval"] = 0.05
+    found = deviations(experiments.settings("indrnn_psmnist", "corrected"), run)
+    assert found == {clip: ("value", "norm"), "trainer.val_check_interval": (None, 0.05)}
+
+
 @pytest.mark.parametrize(
     ("runs", "expected"),
     [
@@ -94,6 +106,7 @@ def test_a_run_from_before_a_key_existed_still_counts_and_a_shortened_test_does_
             ("partial budget", "50 % of the budget, inside the band"),
         ),
         ([(0, 1, 0.95), (1, 0.5, 0.966), (2, 0.5, 0.966)], ("partial budget", "1 of 3 seeds, outside the band")),
+        ([(0, 1, 0.95), (1, 1, 0.95), (2, 2, 0.966)], ("partial budget", "2 of 3 seeds, outside the band")),
     ],
 )
 def test_a_verdict_asks_for_budget_seeds_and_band(
@@ -118,6 +131,21 @@ def test_never_solved_is_reproduced_by_runs_that_never_solve_it(
     assert verdict(experiments, "Table 7", "adding T=700, solved at", "wRNN", *late) == ("differs", "")  # no mean
 
 
+def test_a_step_that_one_published_seed_reached_is_held_against_those_that_do(
+    experiments: Experiments, make_record: MakeRecord
+) -> None:
+    def both(*runs: tuple[int | None, float]) -> list[str]:
+        records = [
+            make_record("irnn_adding_t400", seed, solved_step=step, **{"test/mse": mse})
+            for seed, (step, mse) in enumerate(runs)
+        ]
+        rows = ("adding T=400, solved at", "adding T=400, MSE")
+        return [verdict(experiments, "Table 7", row, "iRNN", *records)[0] for row in rows]
+
+    assert both((28_000, 1e-4), (None, 0.16), (None, 0.17)) == ["reproduced", "reproduced"]
+    assert both((None, 0.166), (None, 0.166), (None, 0.166)) == ["differs", "differs"]
+
+
 @pytest.mark.parametrize(
     ("runs", "expected"),
     [
@@ -125,6 +153,7 @@ def test_never_solved_is_reproduced_by_runs_that_never_solve_it(
         ([(0, 0.02, 5000), (1, 0.02, 5000), (2, 1, 5000)], ("differs", "")),
         ([(0, 1, 900), (1, 0.02, 900)], ("partial budget", "2 of 3 seeds, inside the band")),
         ([(0, 0.02, 900), (0, 0.5, None), (1, 0.02, 900), (2, 0.02, 900)], ("reproduced", "")),
+        ([(0, 0.02, 900), (1, 0.02, 900), (2, 0.02, 900), (7, 0.001, None)], ("reproduced", "")),
         ([(0, 0.02, 900), (1, 0.02, 900), (2, 0.01, None)], ("partial budget", "1 % of the budget, inside the band")),
     ],
 )
@@ -140,4 +169,5 @@ def test_of_two_kernels_the_better_counts(experiments: Experiments, make_record:
     records = [make_record("wrnn_copy_t0_random_u", seed, **{metric: 1e-10}) for seed in range(3)]
     records += [make_record("wrnn_copy_t0_dirac_u", seed, **{metric: 1e-3}) for seed in range(3)]
     assert verdict(experiments, "Table 4", "- u-shift-init", "0", *records) == ("reproduced", "")
-    assert verdict(experiments, "Table 4", "- u-shift-init", "0", *records[3:]) == ("differs", "")
+    half = ("partial budget", "outside the band, but not all of wrnn_copy_t0_random_u")
+    assert verdict(experiments, "Table 4", "- u-shift-init", "0", *records[3:]) == half

@@ -79,9 +79,18 @@ def test_claims(make_record: MakeRecord, experiments: Experiments) -> None:
     assert states()["Copy, T = 30"] == ("-", "not run")
     assert states(*waves, *dense)["Copy, T = 30"] == ("1e+07", "holds")
     assert states(*waves, *dense[:2])["Copy, T = 30"] == ("1e+07", "so far yes")
+    exact = [make_record("wrnn_copy_t30", seed, **{loss: 0.0}) for seed in range(3)]
+    assert states(*exact, *dense)["Copy, T = 30"] == ("inf", "holds")
+    short = make_record("irnn_copy_t30", share=0.1, **{loss: 0.1})
+    assert states(*waves, short)["Copy, T = 30"] == ("1e+07", "not yet decidable")
+    early = make_record("wrnn_copy_t30", share=0.1, **{loss: 1e-5})
+    assert states(*waves, short, early)["Copy, T = 30"] == ("1e+04", "so far no")  # both after a tenth of the steps
     never = [make_record("irnn_adding_t100", 0, share=0.5, solved_step=None)]
     fast = [make_record("wrnn_adding_t100", 0, solved_step=500)]
     assert states(*never, *fast)["Adding, T = 100"] == ("more than 60", "so far yes")
+    some = [make_record("irnn_adding_t100", seed, solved_step=step) for seed, step in enumerate((900, 900, None))]
+    slow = [make_record("wrnn_adding_t100", seed, solved_step=3000) for seed in range(3)]
+    assert states(*some, *slow)["Adding, T = 100"] == ("more than 6.87", "does not hold")
     ours = [make_record("wrnn_adding_t1000", seed, share=0.02, solved_step=900 + 100 * seed) for seed in range(3)]
     (solved,) = (one for one in judge(book.Ledger(Path(), ours, []), experiments).claims if "1.7k" in one.text)
     assert (solved.found, solved.state) == ("1000", "holds")

@@ -6,7 +6,7 @@ variation of the nearest, and stands beside it as what was tried.
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from wrnn import schema
 from wrnn.config import identity
 from wrnn.errors import ConfigError
-from wrnn.paper.ledger import Ledger, Record
+from wrnn.paper.ledger import VALIDATED, Ledger, Record
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
 SEEDS_NEEDED = 3
@@ -153,7 +153,7 @@ class Placed:
 
     Attributes:
         runs: by experiment, those with its settings.
-        variations: by experiment, those that differ in a few, each with the differences.
+        variations: by experiment, those that differ in a few or ran for longer, each with the differences.
         elsewhere: those of no experiment.
     """
 
@@ -174,11 +174,16 @@ def place(ledger: Ledger, experiments: Experiments, names: Sequence[str]) -> Pla
         nearest = min(found, key=lambda name: len(found[name]), default=None)
         if nearest is None or len(found[nearest]) > MAX_DIFFERENCES:
             placed.elsewhere.append(run)
-        elif found[nearest]:
-            placed.variations.setdefault(nearest, []).append((run, found[nearest]))
+        elif off := found[nearest] or _longer(nearest, run, experiments):
+            placed.variations.setdefault(nearest, []).append((run, off))
         else:
             placed.runs.setdefault(nearest, []).append(run)
     return placed
+
+
+def _longer(name: str, run: Record, experiments: Experiments) -> dict[str, tuple[Any, Any]]:
+    unit, published = experiments.budget(name, run.preset)
+    return {f"task.max_{unit}": (published, run.budget[unit])} if run.budget[unit] > published else {}
 
 
 _SEED_KEYS = ("seed", "preset", "task.datamodule.order_seed")
@@ -221,6 +226,9 @@ def deviations(expected: Mapping[str, Any], run: Record) -> dict[str, tuple[Any,
     A switch that is on is one: without the key it was off.
     """
     found = {key: False for key, value in expected.items() if value is True} | flat(run.settings)
+    if (clip := "trainer.gradient_clip_algorithm") in expected:
+        found.setdefault(clip, "norm")
+    found |= {f"trainer.{key}": run.budget[key] for key in VALIDATED if key in run.budget}
     for key in ("limit_val_batches", "limit_test_batches"):
         if run.budget.get(key) is not None and (run.budget[key] != 1 or isinstance(run.budget[key], int)):
             found[f"trainer.{key}"] = run.budget[key]
@@ -237,19 +245,20 @@ def measured(
     experiment: str,
     metric: str,
     preset: str = "corrected",
-    epochs: float | None = None,
+    budget: tuple[str, float] | None = None,
 ) -> Measured | None:
     """The runs of an experiment with the largest budget, one a seed; the newest where a seed was run twice.
 
-    With `epochs`, those of that budget in place of the largest.
+    With `budget`, `steps` or `epochs` and how many, those of that budget in place of the largest.
 
     What happened at the step that solved a task happened whatever budget followed. So for `solved_step` each seed
-    counts: with the run that solved it, or with its largest budget.
+    counts: with the run that solved it, or with its largest budget. Where enough seeds did either, others that only
+    began are left out.
     """
     runs = [
         run
         for run in placed.runs.get(experiment, [])
-        if run.preset == preset and epochs in (None, run.budget["epochs"])
+        if run.preset == preset and (budget is None or run.budget[budget[0]] == budget[1])
     ]
     if not runs:
         return None
@@ -260,6 +269,9 @@ def measured(
     counted.sort(key=lambda run: (solved[run.id], shares[run.id], run.date))
     chosen = {run.seed: run for run in counted}
     ordered = [chosen[seed] for seed in sorted(chosen)]
+    decided = [run for run in ordered if shares[run.id] >= 1 or solved[run.id]]
+    if metric == SOLVED and len(decided) >= SEEDS_NEEDED:
+        ordered = decided
     found = [run.results.get(metric) for run in ordered]
     return Measured(
         values=[None if value is None else scale_of(metric) * float(value) for value in found],
@@ -275,7 +287,7 @@ def scale_of(metric: str) -> float:
 
 
 def answer(cell: Cell, placed: Placed, experiments: Experiments) -> Answer:
-    """Hold the runs against a cell. Of several experiments the best counts, full budgets first."""
+    """Hold the runs against a cell. Of several experiments the best counts, once all of them were run in full."""
     options = []
     for name in cell.experiments:
         ours, released = (
@@ -289,7 +301,12 @@ def answer(cell: Cell, placed: Placed, experiments: Experiments) -> Answer:
             return (-1.0 if option.measured is None else option.measured.share, float("-inf"))
         return max(option.measured.share, option.measured.is_whole), value if cell.higher_is_better else -value
 
-    return max(options, key=rank)
+    best = max(options, key=rank)
+    unknown = [option.experiment for option in options if option.verdict not in ("reproduced", "differs")]
+    if unknown and best.verdict in ("reproduced", "differs"):
+        where = "inside" if best.verdict == "reproduced" else "outside"
+        best = replace(best, verdict="partial budget", remark=f"{where} the band, but not all of {', '.join(unknown)}")
+    return best
 
 
 def _judge(cell: Cell, measured: Measured | None) -> tuple[Verdict, str]:
@@ -306,9 +323,13 @@ def _judge(cell: Cell, measured: Measured | None) -> tuple[Verdict, str]:
 
 
 def number_of(cell: Cell, measured: Measured) -> float | None:
-    """The number to hold against a cell: the mean over seeds, or the best of them; None where there is none."""
+    """The number to hold against a cell: the mean over seeds, or the best of them; None where there is none.
+
+    A step that was printed without a spread is that of the one seed which got there.
+    """
     if cell.pick == "mean":
-        return measured.mean
+        alone = cell.metric == SOLVED and cell.published is not None and cell.spread is None
+        return statistics.fmean(measured.numbers) if alone and measured.numbers else measured.mean
     return (max if cell.higher_is_better else min)(measured.numbers, default=None)
 
 

@@ -1,8 +1,10 @@
 """The sentences of the paper as numbers: what the runs so far say, and which runs are still needed."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
 from wrnn.paper.cells import HIGHER_IS_BETTER, SEEDS_NEEDED, SOLVED, Experiments, Measured, Placed, inside, measured
@@ -16,8 +18,8 @@ class Claim:
         text, where: what the paper says, and where.
         wanted: the band in words.
         found: our number in words; empty where a run is missing.
-        state: `holds`, `does not hold`, `so far yes`, `so far no`, `not run`, or `not yet decidable` where accuracies
-            after different numbers of epochs would be compared, as no number of them was run with all.
+        state: `holds`, `does not hold`, `so far yes`, `so far no`, `not run`, or `not yet decidable` where results of
+            different budgets would be compared, as no budget was run with all.
         basis: the experiments with mean and standard deviation, seeds and share of the budget.
         needs: experiments that lack seeds or budget.
     """
@@ -37,17 +39,15 @@ def evaluate(claim: Mapping[str, Any], placed: Placed, experiments: Experiments)
     band = tuple(claim.get("band", (None, None)))
     found_runs = [measured(placed, experiments, name, metric) for name in names]
     needs = [name for name, found in zip(names, found_runs, strict=True) if not _is_whole(found)]
-    if needs and kind in ("difference", "order"):
-        found_runs = _at_one_budget(names, metric, placed, experiments) or found_runs
+    compared = needs and kind != "value" and metric != SOLVED
+    unit = "steps" if kind == "ratio" else "epochs"
+    if compared:
+        found_runs = _at_one_budget(names, metric, placed, experiments, unit) or found_runs
     found, holds = "", False
     if all(found_runs):
         found, holds = _compare(kind, band, [one for one in found_runs if one], metric)
     state = ("holds" if holds else "does not hold") if not needs else ("so far yes" if holds else "so far no")
-    if (
-        needs
-        and kind in ("difference", "order")
-        and len({one.runs[0].budget["epochs"] for one in found_runs if one}) > 1
-    ):
+    if compared and len({one.runs[0].budget[unit] for one in found_runs if one}) > 1:
         state = "not yet decidable"
     return Claim(
         text=claim["text"],
@@ -61,15 +61,13 @@ def evaluate(claim: Mapping[str, Any], placed: Placed, experiments: Experiments)
 
 
 def _at_one_budget(
-    names: Sequence[str], metric: str, placed: Placed, experiments: Experiments
+    names: Sequence[str], metric: str, placed: Placed, experiments: Experiments, unit: str
 ) -> list[Measured | None] | None:
-    """What runs of the most epochs that all these experiments were run for give; None where there are no such."""
-    budgets = [
-        {run.budget["epochs"] for run in placed.runs.get(name, []) if run.preset == "corrected"} for name in names
-    ]
+    """What runs of the largest budget that all these experiments were run for give; None where there is none."""
+    budgets = [{run.budget[unit] for run in placed.runs.get(name, []) if run.preset == "corrected"} for name in names]
     if not (common := set.intersection(*budgets)):
         return None
-    return [measured(placed, experiments, name, metric, epochs=max(common)) for name in names]
+    return [measured(placed, experiments, name, metric, budget=(unit, max(common))) for name in names]
 
 
 def _is_whole(measured: Measured | None) -> bool:
@@ -95,10 +93,12 @@ def _compare(
         first, second = values
         at_least = ""
         if first is None and metric == SOLVED:
-            first, at_least = min(float(run.results["steps"]) for run in measured[0].runs), "more than "
-        if first is None or second is None or second == 0:
+            reached = zip(measured[0].values, measured[0].runs, strict=True)
+            first, at_least = fmean(float(run.results["steps"]) if v is None else v for v, run in reached), "more than "
+        if first is None or second is None:
             return "never reached", False
-        return f"{at_least}{first / second:.3g}", inside(first / second, band)
+        ratio = first / second if second else math.copysign(math.inf, first)
+        return f"{at_least}{ratio:.3g}", inside(ratio, band)
     if any(value is None for value in values):
         return "never reached", False
     numbers = [value for value in values if value is not None]

@@ -22,7 +22,9 @@ from wrnn.loggers import read_metrics
 from wrnn.runs import ENVIRONMENT, RESULTS, load_config
 
 SCHEMA = 1
-MAX_POINTS = 300
+MAX_POINTS = 600
+# When a run is validated decides which weights are tested and when a task counts as solved: kept where it is not this.
+VALIDATED = {"check_val_every_n_epoch": 1, "val_check_interval": 1.0}
 MAX_WEIGHT_BYTES = 2**20
 
 Curve = tuple[list[int], list[float]]
@@ -91,6 +93,11 @@ def record(folder: Path) -> Record:
     budget = {
         "steps": results["steps"], "epochs": results["epochs"],
         **{key: cfg.trainer.get(key) for key in ("limit_val_batches", "limit_test_batches")},
+        **{
+            key: found
+            for key, usual in VALIDATED.items()
+            if (found := cfg.trainer.get(key, usual)) != usual or type(found) is not type(usual)
+        },
     }  # fmt: skip
     commits = [found["commit"][:9] + ("+" if found["changed"] else "") for s in starts if (found := s.get("git"))]
     content: dict[str, Any] = {
