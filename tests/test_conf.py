@@ -97,6 +97,8 @@ def test_a_bare_pair_has_the_settings_of_the_paper(
         ("wrnn", "psmnist", "released_code", ("shift_", "ones_"), ("pytorch", "zero")),
         ("irnn", "copy", "corrected", ("identity_", "normal_"), ("zero", "zero")),
         ("irnn", "psmnist", "released_code", ("identity_", None), ("zero", "pytorch")),
+        ("wrnn input_init=normal", "copy", "released_code", ("shift_", "normal_"), ("pytorch", "pytorch")),
+        ("irnn input_init=ones", "copy", "released_code", ("identity_", "ones_"), ("zero", "zero")),
     ],
 )
 def test_a_preset_sets_the_starts(
@@ -107,7 +109,7 @@ def test_a_preset_sets_the_starts(
     weights: tuple[str | None, ...],
     biases: tuple[str, ...],
 ) -> None:
-    core = build(compose_config(f"model={model}", f"task={task}", f"preset={preset}")).core
+    core = build(compose_config(*f"model={model}".split(), f"task={task}", f"preset={preset}")).core
     starts = [getattr(core, name) for name in ("init", "input_init")]
     assert all(isinstance(start, Initializer) for start in starts)
     assert tuple(start.weight and start.weight.func.__name__ for start in starts) == weights

@@ -245,7 +245,7 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
         plain["model"].pop("frozen", None)  # runs from before there was a choice stay what they were
     for how in ("recurrence", "store_every"):
         plain["model"].get("core", {}).pop(how, None)
-    for key in ("presets", "paper_init", "paper_input_init"):
+    for key in ("presets", "paper_init", "paper_input_init", "paper_input_bias"):
         plain["model"].pop(key, None)
     for key in ("presets", "max_epochs", "max_steps"):
         plain["task"].pop(key, None)

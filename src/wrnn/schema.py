@@ -32,6 +32,7 @@ class ModelConfig:
     frozen: Any = False  # true, false, recurrence, input
     paper_init: Any = None
     paper_input_init: Any = None
+    paper_input_bias: str = "${model.presets.${preset}.input_bias}"
     presets: dict[str, BiasStart] = field(
         default_factory=lambda: {
             "corrected": BiasStart(),

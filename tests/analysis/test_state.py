@@ -62,6 +62,16 @@ def test_a_bump_remembers_the_sum_alone_and_a_delay_line_its_length() -> None:
     assert line.span == 12 and line.capacity == pytest.approx(12, abs=0.2)
 
 
+def test_as_many_sequences_as_units_tell_no_less_than_fewer() -> None:
+    random = torch.Generator().manual_seed(0)
+    mixing = torch.randn(60, 400, generator=random) / 60**0.5
+    inputs = torch.randn(1600, 60, generator=random)
+    states = inputs @ mixing + 0.3 * torch.randn(1600, 400, generator=random)
+    few, critical, many = (read_back(states[:count], inputs[:count]).capacity for count in (400, 800, 1600))
+    assert few <= critical <= many and critical > 0.9 * many  # a small ridge for all fits noise where they are equal
+    assert read_back(states[:800], inputs[:800], ridges=[1e-6]).capacity < few
+
+
 def test_states_and_inputs_that_do_not_belong_together() -> None:
     with pytest.raises(ValueError, match=r"states=\(5, 2\), inputs=\(6, 1\)"):
         read_back(torch.rand(5, 2), torch.rand(6, 1))

@@ -68,6 +68,21 @@ def test_what_stays_is_no_wave() -> None:
         assert found.static_share > 0.5 or states is wandering or states is blinking
 
 
+@pytest.mark.parametrize("num_steps", [8, 50, 128, 1024])  # where rest alone is left, and nothing after it
+def test_exact_rest_is_rest(num_steps: int) -> None:
+    states = torch.zeros(100, num_steps)
+    states[0] = 1
+    found = velocities(states)
+    assert found.describe() == "static: no wave" and found.static_share == pytest.approx(1)
+
+
+def test_a_front_of_few_steps_is_not_said_to_rest() -> None:
+    place, step = torch.arange(100)[:, None], torch.arange(100)
+    front = (-place % 100 <= step).float()
+    assert velocities(front).waves[0].velocity == pytest.approx(1, abs=0.05)
+    assert velocities(front[:, :50]).describe() == "too short to tell a wave from rest"
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_noise_is_no_wave(seed: int) -> None:
     found = velocities(torch.randn(64, 200, generator=torch.Generator().manual_seed(seed)))

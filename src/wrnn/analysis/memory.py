@@ -3,6 +3,7 @@
 Source: the short-term memory capacity of Jaeger 2001.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from wrnn.checks import whole_number
 from wrnn.cores.base import Core
+
+RIDGES = tuple(10.0**power for power in range(-10, 1))
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,15 @@ class MemorySpan:
         return int(short[0]) if len(short) else len(self.r2)
 
 
-def read_back(states: Tensor, inputs: Tensor, ridge: float = 1e-6) -> MemorySpan:
+def read_back(states: Tensor, inputs: Tensor, ridges: Sequence[float] = RIDGES) -> MemorySpan:
     """Fit a linear readout of past inputs on half of the sequences, and test it on the other half.
 
     Args:
         states: (M, D), the state of M sequences at the same time.
         inputs: (M, K), what came in k = 0 .. K-1 steps before.
-        ridge: penalty on the readout, as a part of the states' mean power.
+        ridges: penalties on the readout, as parts of the states' mean power. The one is taken that tells each sequence
+            of the first half best from the others of that half. A penalty given once for all would be too small where
+            there are about as many sequences as independent units, and too large elsewhere.
 
     Raises: ValueError where the two do not belong together, or there are fewer than 4 sequences.
     """
@@ -52,12 +57,29 @@ def read_back(states: Tensor, inputs: Tensor, ridge: float = 1e-6) -> MemorySpan
     half = len(states) // 2
     mean, target_mean = states[:half].mean(0), inputs[:half].mean(0)
     known, wanted = states[:half] - mean, inputs[:half] - target_mean
-    kernel = known @ known.T
-    strength = ridge * float(kernel.diagonal().mean()) + 1e-30
-    weights = torch.linalg.solve(kernel + strength * torch.eye(half, dtype=torch.float64), wanted)
+    weights = _ridge(known @ known.T, wanted, ridges)
     told = (states[half:] - mean) @ (known.T @ weights)
     truth = inputs[half:] - target_mean
     return MemorySpan(1 - (told - truth).square().mean(0) / truth.var(0, correction=0))
+
+
+def _ridge(kernel: Tensor, wanted: Tensor, ridges: Sequence[float]) -> Tensor:
+    """Weights of each sequence, with the ridge of the smallest squared error of leaving one sequence out.
+
+    The mean is no part of the readout, as both were centred: what all sequences have in common is made the largest
+    mode, and left out.
+    """
+    total = float(kernel.trace())
+    power, modes = torch.linalg.eigh(kernel + 2 * total / len(kernel))
+    projected, squares = modes.T @ wanted, modes.square()
+
+    def fit(ridge: float) -> tuple[float, Tensor]:
+        shrunk = 1 / (power.clamp(min=0) + ridge * total / len(kernel) + 1e-30)
+        shrunk[-1] = 0
+        weights = modes @ (shrunk[:, None] * projected)
+        return float((weights / (squares @ shrunk)[:, None]).square().sum()), weights
+
+    return min(map(fit, ridges), key=lambda fitted: fitted[0])[1]
 
 
 @torch.no_grad()
@@ -70,9 +92,8 @@ def memory_span(
         core: any core; its output is what is read.
         input_size: I; each feature gets the number divided by I, so that their sum is the number.
         num_steps: length of the sequences, and of the past that is asked for.
-        num_sequences: half of them fit the readout. More than twice `num_steps` are enough where the state tells all
-            of them apart; where inputs lie on top of each other, many times the number of units that differ, else the
-            shares are too low.
+        num_sequences: half of them fit the readout. With few the shares are too low: take more until they stay. Where
+            inputs lie on top of each other many times the number of units that differ are needed.
         seed: of the numbers.
 
     Raises: ValueError for a size that makes no sense.

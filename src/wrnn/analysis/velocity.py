@@ -21,6 +21,8 @@ _REMOVED = 4  # a wave that was found is removed with this many frequencies, 1 /
 _MARGIN = 1.5  # by how much a score must beat shuffled states
 _SAME = 0.5  # at what ratio of scores two opposite waves are one that stands
 _LEAST_SHARE = 0.05  # of the power: what a further wave must have
+_UNCLEAR = 0.9  # at what ratio of scores something that moves would do as well as rest
+_NOTHING = 1e-12  # of the power: what is left when all of it was taken out
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,19 @@ class Waves:
     Attributes:
         waves: those above chance, the strongest first.
         static_share: of the power above space frequency 0 that stays where it is.
+        unclear_share: of it, what may as well rest as move: there are too few steps to tell.
     """
 
     waves: list[Wave] = field(default_factory=list)
     static_share: float = 0.0
+    unclear_share: float = 0.0
 
     def describe(self) -> str:
         """In words; says so where nothing moves."""
         if self.waves:
             return "; ".join(wave.describe() for wave in self.waves)
+        if self.unclear_share >= 0.5:
+            return "too short to tell a wave from rest"
         return "static: no wave" if self.static_share >= 0.5 else "no wave above chance"
 
 
@@ -89,17 +95,22 @@ def velocities(
     random = torch.Generator().manual_seed(seed)
     chance = max(float(fit.scores(fit.shuffled(random)).max()) for _ in range(num_surrogates))
     found: list[Wave] = []
-    static_share = 0.0
-    while len(found) < max_waves:
+    static_share = unclear_share = 0.0
+    while len(found) < max_waves and fit.left() > _NOTHING:
         wave = fit.strongest()
         if wave.share < max(_MARGIN * chance, 1e-9) or (found and wave.share < _LEAST_SHARE):
             break
-        if abs(wave.velocity) < fit.slowest() or (wave.stands and fit.blinks()):
+        if wave.stands and fit.blinks():
             static_share += wave.share
+        elif abs(wave.velocity) < fit.slowest():
+            if fit.may_move(wave):
+                unclear_share += wave.share
+            else:
+                static_share += wave.share
         else:
             found.append(wave)
         fit.remove(wave)
-    return Waves(found, static_share)
+    return Waves(found, static_share, unclear_share)
 
 
 def channel_velocities(states: Tensor, max_velocity: float = 3.0) -> tuple[list[Waves], Waves]:
@@ -130,6 +141,14 @@ class _Fit:
         That is a whole cycle from first to last step at the typical space frequency, three at the highest one.
         """
         return max(3 / float(self.frequency_K[-1]), 1 / self.typical_frequency()) / self.num_steps
+
+    def may_move(self, wave: Wave) -> bool:
+        """Whether a velocity that counts as a wave explains about as much of the power as one that counts as rest."""
+        return bool(self.scores(self.modes_CKT)[self.candidates.abs() >= self.slowest()].max() >= _UNCLEAR * wave.share)
+
+    def left(self) -> float:
+        """The share of the power that was not taken out."""
+        return float(self.window.sum() * (self.window * self.modes_CKT.abs().square()).sum()) / self.power
 
     def blinks(self) -> bool:
         """Whether one pattern of several space frequencies comes and goes in place, which no standing wave does."""

@@ -151,8 +151,8 @@ def markdown(paper: Paper) -> str:
         parts.append(
             "## Waves of trained models\n\nStates over the first test sequence, of runs whose weights were kept, "
             "before training and after. Velocities are towards lower neuron indices. Dimensions: participation ratio "
-            "of the states. Inputs remembered: memory capacity for random numbers, where the task has one input.\n\n"
-            + _table(pd.DataFrame(paper.waves))
+            "of the states. Inputs remembered: memory capacity for random numbers, read from 2,000 sequences (more "
+            "give some points more), where the task has one input.\n\n" + _table(pd.DataFrame(paper.waves))
         )
     tabled = {name for one in paper.answers for name in one.cell.experiments}
     tabled |= {row["experiment"] for row in paper.content["faster"]}

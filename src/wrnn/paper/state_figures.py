@@ -319,7 +319,7 @@ def wave_rows(paper: Paper) -> list[dict[str, str]]:
                 pooled = model.waves[1].describe() if core is model.core else velocities(states).describe()
             memory = ""
             if model.inputs.shape[-1] == 1:
-                memory = f"{memory_span(core, 1, num_steps=256, num_sequences=1000).capacity:.0f} of 256"
+                memory = f"{memory_span(core, 1, num_steps=256).capacity:.0f} of 256"
             rows.append({
                 "experiment": experiment, "training": when, "run": model.run.id[:6], "main channel": main,
                 "all channels": pooled, "dimensions": f"{participation_ratio(states.flatten(0, 1)):.3g}",
