@@ -99,6 +99,8 @@ def test_a_bare_pair_has_the_settings_of_the_paper(
         ("irnn", "psmnist", "released_code", ("identity_", None), ("zero", "pytorch")),
         ("wrnn input_init=normal", "copy", "released_code", ("shift_", "normal_"), ("pytorch", "pytorch")),
         ("irnn input_init=ones", "copy", "released_code", ("identity_", "ones_"), ("zero", "zero")),
+        ("irnn init=pytorch", "copy", "released_code", (None, "normal_"), ("pytorch", "pytorch")),
+        ("irnn init=pytorch", "copy", "corrected", (None, "normal_"), ("zero", "zero")),
     ],
 )
 def test_a_preset_sets_the_starts(

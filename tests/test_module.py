@@ -186,6 +186,36 @@ def test_weights_that_want_their_own_rate_get_it_under_every_optimizer(
         assert all(group["lr"] == pytest.approx(0.25 * found.param_groups[0]["lr"]) for group in found.param_groups[1:])
 
 
+@pytest.mark.parametrize("scheduler", ["onecycle", "cosine"])
+@pytest.mark.parametrize("task", ["copy", "smnist"])  # budgets in steps and in epochs
+def test_a_schedule_spans_the_budget(compose_config: Compose, task: str, scheduler: str) -> None:
+    words = [f"task={task}", "trainer.max_steps=100" if task == "copy" else "seed=0", "optimizer=rmsprop"]
+    module = build(compose_config("model=linear", *words, f"scheduler={scheduler}", "optimizer.lr=0.5")).module
+    made = module.configure_optimizers()  # without a trainer 100 steps are all steps of a budget in epochs
+    optimizer, schedule = made["optimizer"], made["lr_scheduler"]
+    assert schedule["interval"] == "step"
+    rates = []
+    for _ in range(100):
+        (group,) = optimizer.param_groups
+        assert group["momentum"] == 0
+        rates.append(group["lr"])
+        optimizer.step()
+        if len(rates) < 100:
+            schedule["scheduler"].step()
+    assert max(rates) == pytest.approx(0.5, rel=0.01) and rates[-1] < 1e-3
+    apart = build(compose_config("model=lru", *words, f"scheduler={scheduler}")).module.configure_optimizers()
+    assert [group["max_lr"] for group in apart["optimizer"].param_groups] == pytest.approx([1e-3, 2.5e-4, 2.5e-4])
+    if scheduler == "cosine":
+        assert rates == sorted(rates, reverse=True) and rates[49] == pytest.approx(0.25, rel=0.05)
+
+
+def test_readouts_start_as_released(compose_config: Compose) -> None:
+    for model, spread, biased in (("lem", 0.125, True), ("indrnn", 0.125, False), ("flextcn", 0.01, False)):
+        readout = build(compose_config(f"model={model}", "task=psmnist")).readout
+        assert float(readout.weight.detach().std()) == pytest.approx(spread, rel=0.15)
+        assert bool(readout.bias.detach().any()) == biased
+
+
 def test_weights_that_are_bounded_are_so_after_every_step(compose_config: Compose) -> None:
     cfg = compose_config(*tiny("indrnn", "optimizer.lr=1"))
     train(cfg)

@@ -174,11 +174,15 @@ class SequenceModule(L.LightningModule):
         if self.schedule.scheduler is None:
             return optimizer
         make_scheduler = self.schedule.scheduler
-        if isinstance(make_scheduler, partial) and make_scheduler.keywords.get("total_steps") == -1:
-            make_scheduler = partial(make_scheduler, total_steps=self._steps_in_all())
-        if isinstance(make_scheduler, partial) and "max_lr" in make_scheduler.keywords:
-            peak = make_scheduler.keywords["max_lr"]
-            make_scheduler = partial(make_scheduler, max_lr=[peak * scale for scale in scales])
+        if isinstance(make_scheduler, partial):
+            words = dict(make_scheduler.keywords)
+            if words.get("total_steps") == -1:
+                words["total_steps"] = self._steps_in_all()
+            if "max_lr" in words:
+                words["max_lr"] = [words["max_lr"] * scale for scale in scales]
+                if optimizer.defaults.get("momentum") == 0:  # one that was not asked for
+                    words.setdefault("cycle_momentum", False)
+            make_scheduler = partial(make_scheduler.func, *make_scheduler.args, **words)
         try:
             scheduler = make_scheduler(optimizer)
         except (TypeError, ValueError) as error:

@@ -3,13 +3,22 @@
 from torch import Tensor, nn
 
 from wrnn.checks import whole_number
+from wrnn.inits import Initializer
 
 
 class LinearReadout(nn.Linear):
-    """One linear map with a bias; the framework's default start."""
+    """One linear map with a bias.
 
-    def __init__(self, input_size: int, output_size: int) -> None:
+    Args:
+        input_size: width of the core's output.
+        output_size: width of the task's output.
+        init: its start; None is the framework's default.
+    """
+
+    def __init__(self, input_size: int, output_size: int, init: Initializer | None = None) -> None:
         super().__init__(input_size, output_size)
+        if init is not None:
+            init(self.weight, self.bias, input_size)
 
 
 class MLPReadout(nn.Module):

@@ -13,10 +13,11 @@ from omegaconf import MISSING, OmegaConf
 
 @dataclass
 class BiasStart:
-    """Starts of a core's two biases: `zero` or `pytorch`."""
+    """Starts of a core's two biases, `zero` or `pytorch`; and of the first where its weights start at random."""
 
     bias: str = "zero"
     input_bias: str = "zero"
+    random_bias: str = "zero"
 
 
 @dataclass
@@ -37,7 +38,7 @@ class ModelConfig:
         default_factory=lambda: {
             "corrected": BiasStart(),
             "paper_text": BiasStart(),
-            "released_code": BiasStart("pytorch", "pytorch"),
+            "released_code": BiasStart("pytorch", "pytorch", "pytorch"),
         }
     )
 

@@ -5,7 +5,10 @@ import torch
 
 
 def derive_seed(*parts: int) -> int:
-    """Mix whole numbers into one 63-bit seed. Equal parts give an equal seed; any change gives an unrelated one."""
+    """Mix whole numbers into one 63-bit seed. Equal parts give an equal seed, others an unrelated one.
+
+    Zeros at the end of up to four parts alone make no difference.
+    """
     words = np.random.SeedSequence([part % 2**64 for part in parts]).generate_state(2, np.uint32)
     return (int(words[0]) << 31) ^ int(words[1])
 

@@ -34,7 +34,17 @@ def test_a_spectrum_has_units_and_the_line_of_its_wave() -> None:
     assert axes.get_xlabel() == "time frequency (cycles/step)" and "cycles/neuron" in axes.get_ylabel()
     ends = axes.lines[0].get_xydata()
     assert ends.tolist() == [[-0.5, -0.5], [0.5, 0.5]]
-    assert axes.images[0].get_extent() == [-0.5, 0.5, -0.5, 0.5]
+    extent = axes.images[0].get_extent()
+    assert extent == [
+        -0.5 - 0.5 / 64,
+        0.5 - 0.5 / 64,
+        -0.5 - 0.5 / 32,
+        0.5 - 0.5 / 32,
+    ]  # bins lie around their frequency
+    shown = axes.images[0].get_array()
+    row, column = divmod(int(shown.argmax()), 64)
+    place_of = (extent[0] + (column + 0.5) / 64, extent[2] + (row + 0.5) / 32)
+    assert tuple(map(abs, place_of)) == pytest.approx((8 / 64, 4 / 32))
 
 
 def test_every_channel_and_every_step_that_is_asked_for_is_drawn() -> None:

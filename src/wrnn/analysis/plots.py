@@ -101,17 +101,22 @@ def draw_spectrum(axes: Axes, found: Spectrum, velocities: Sequence[float] = ())
     """Logarithm of a spectrum (N, T), with the lines of the velocities dashed where they do not wrap around."""
     magnitude = found.magnitude.clamp(min=1e-12).log10()
     low, high = (float(magnitude.quantile(q)) for q in (0.5, 0.9995))
-    end, top = -float(found.time_frequency[0]), -float(found.space_frequency[0])
+    times, places = found.time_frequency, found.space_frequency
+    half, up = (
+        float(times[1] - times[0]) / 2,
+        float(places[1] - places[0]) / 2,
+    )  # of a bin, whose middle is its frequency
+    extent = (float(times[0]) - half, float(times[-1]) + half, float(places[0]) - up, float(places[-1]) + up)
     image = axes.imshow(
         magnitude.numpy(), aspect="auto", origin="lower", cmap="gray_r", interpolation="nearest",
-        extent=(-end, end, -top, top), vmin=low, vmax=max(high, low + 1e-9),
+        extent=extent, vmin=low, vmax=max(high, low + 1e-9),
     )  # fmt: skip
     for velocity, colour in zip(velocities, ("#D55E00", "#0072B2", "#009E73"), strict=False):
         reach = min(0.5, 0.5 / max(abs(velocity), 1e-9))
         line = [-reach * velocity, reach * velocity], [-reach, reach]
         axes.plot(*line, "--", color=colour, lw=1.2, dashes=(4, 6))
     axes.set(xlabel="time frequency (cycles/step)", ylabel="space frequency\n(cycles/neuron)")
-    axes.set(xlim=(-end, end), ylim=(-top, top))
+    axes.set(xlim=extent[:2], ylim=extent[2:])
     if axes.figure is not None:
         axes.figure.colorbar(image, ax=axes, pad=0.01, label="log10 magnitude")
 

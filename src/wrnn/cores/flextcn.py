@@ -110,7 +110,9 @@ class FlexConv(nn.Module):
     def __init__(self, input_size: int, output_size: int, hidden_size: int, num_layers: int, frequency: float) -> None:
         super().__init__()
         self.sizes = output_size, input_size
-        self.filters = nn.ModuleList(_Gabor(hidden_size, layer, frequency) for layer in range(num_layers + 1))
+        self.filters = nn.ModuleList(
+            _Gabor(hidden_size, layer, frequency / math.sqrt(num_layers + 1)) for layer in range(num_layers + 1)
+        )
         self.mixes = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in range(num_layers))
         self.out = nn.Linear(hidden_size, input_size * output_size)
         self.bias = nn.Parameter(torch.zeros(output_size))
@@ -154,7 +156,7 @@ class _Gabor(nn.Module):
         self.weight = nn.Parameter(torch.empty(size).uniform_(-1, 1))
         self.bias = nn.Parameter(torch.empty(size).uniform_(-math.pi, math.pi))
         with torch.no_grad():
-            self.weight.mul_(self.scale * frequency / 2)
+            self.weight.mul_(self.scale * frequency)
 
     def forward(self, position: Tensor) -> Tensor:
         envelope = torch.exp(-0.5 * (self.scale * (position - self.center)).square())

@@ -220,14 +220,21 @@ def start_name(node: Any) -> str:
     return f"{name}({', '.join(more)})" if more else name
 
 
+# What runs had before there was a choice, where it may be another now.
+_WITHOUT = {
+    "trainer.gradient_clip_algorithm": "norm",
+    "model.readout.init.weight": "random",
+    "model.readout.init.bias": "pytorch",
+}
+
+
 def deviations(expected: Mapping[str, Any], run: Record) -> dict[str, tuple[Any, Any]]:
     """Settings in which a run differs, as (expected, found). A key that a run is too old to have is no difference.
 
     A switch that is on is one: without the key it was off.
     """
-    found = {key: False for key, value in expected.items() if value is True} | flat(run.settings)
-    if (clip := "trainer.gradient_clip_algorithm") in expected:
-        found.setdefault(clip, "norm")
+    without = {key: False for key, value in expected.items() if value is True}
+    found: dict[str, Any] = without | {key: _WITHOUT[key] for key in _WITHOUT if key in expected} | flat(run.settings)
     found |= {f"trainer.{key}": run.budget[key] for key in VALIDATED if key in run.budget}
     for key in ("limit_val_batches", "limit_test_batches"):
         if run.budget.get(key) is not None and (run.budget[key] != 1 or isinstance(run.budget[key], int)):
