@@ -23,6 +23,7 @@ from conftest import ROOT, Compose
 from wrnn.compare.command import main
 from wrnn.compare.groups import Comparison, compare
 from wrnn.compare.records import load
+from wrnn.compare.tables import ranked
 from wrnn.errors import ConfigError
 
 MakeRun = Callable[..., Path]
@@ -95,6 +96,27 @@ def test_only_seeds_are_averaged(make_run: MakeRun, tmp_path: Path) -> None:
         f"wrnn, {usual.replace(usual[11:25], '9')}": (3, 0),
         f"wrnn, {usual.replace('Adam', 'SGD').replace('0.001', '0.01')}": (3, 1),
     }
+
+
+def test_seeds_of_data_that_happen_to_equal_the_run_s_are_settings(make_run: MakeRun, tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        for permutation in (1, 2, 3):
+            make_run("psmnist", "wrnn", seed, permutation / 10, f"task.datamodule.permutation_seed={permutation}")
+    groups = compared(tmp_path).groups
+    assert groups[["permutation_seed", "mean", "n"]].to_numpy().tolist() == [
+        ["3", pytest.approx(0.3), 3], ["2", pytest.approx(0.2), 3], ["1", pytest.approx(0.1), 3],
+    ]  # fmt: skip
+
+
+def test_budgets_and_runs_that_gave_up_are_told(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("psmnist", "wrnn", 1, 0.9, "trainer.max_epochs=1")
+    make_run("psmnist", "irnn", 1, 0.8, "trainer.max_epochs=100", gave_up="val/accuracy 0.1 at step 445")
+    make_run("psmnist", "irnn", 2, 0.7, "trainer.max_epochs=100", "trainer.gradient_clip_val=1000.0")
+    comparison = compared(tmp_path)
+    frame = ranked(comparison, comparison.tasks[0])
+    assert frame[["model", "max_epochs", "n", "gave_up"]].to_numpy().tolist() == [
+        ["wrnn", "1", "1", "0"], ["irnn", "100", "2", "1"],  # a clip of 1000.0 is one of 1000
+    ]  # fmt: skip
 
 
 def test_a_seed_counts_once(make_run: MakeRun, tmp_path: Path) -> None:

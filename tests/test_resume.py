@@ -137,6 +137,48 @@ def test_a_run_that_was_stopped_after_training_is_tested_when_it_is_resumed(
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        ("callbacks=give_up", "callbacks.give_up.deadlines=[[5,1e-9]]"),
+        ("callbacks.solved_step.metric=val/cross_entropy", "callbacks.solved_step.threshold=99",
+         "callbacks.solved_step.stop=true"),
+    ],
+)  # fmt: skip
+def test_a_run_that_ended_itself_and_was_stopped_before_its_test_makes_no_more_steps(
+    compose_config: Compose, tmp_path: Path, rule: tuple[str, ...]
+) -> None:
+    words = (*TINY_COPY, *rule)
+    for name in ("whole", "stopped"):
+        assert train(compose_config(*words, f"paths.run_dir={tmp_path}/{name}"))["steps"] == 6
+    (tmp_path / "stopped/results.json").unlink()
+    train(compose_config(*words, "ckpt_path=last", f"paths.run_dir={tmp_path}/stopped"))
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_a_run_folder_that_was_moved_knows_its_best(compose_config: Compose, tmp_path: Path) -> None:
+    whole = train(compose_config(*TINY_COPY, "optimizer.lr=10", f"paths.run_dir={tmp_path}/whole"))
+    train(compose_config(*TINY_COPY, "optimizer.lr=10", "trainer.max_steps=12", f"paths.run_dir={tmp_path}/before"))
+    (tmp_path / "before").rename(tmp_path / "moved")
+    moved = train(compose_config(*TINY_COPY, "optimizer.lr=10", "ckpt_path=last", f"paths.run_dir={tmp_path}/moved"))
+    assert (
+        whole["best_val/cross_entropy"] < whole["val/cross_entropy"]
+    )  # the rate is too large: the best is an early one
+    assert moved["best_val/cross_entropy"] == whole["best_val/cross_entropy"]
+    assert moved["test/cross_entropy"] == whole["test/cross_entropy"]
+
+
+def test_results_of_a_shorter_budget_do_not_stand_for_the_longer_one(
+    compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = f"paths.run_dir={tmp_path}/run"
+    train(compose_config(*TINY_COPY, "trainer.max_steps=6", run))
+    monkeypatch.setattr("wrnn.training._run", lambda *_: (_ for _ in ()).throw(Interrupted(15, "stopped")))
+    with pytest.raises(Interrupted):
+        train(compose_config(*TINY_COPY, "ckpt_path=last", run))
+    assert not (tmp_path / "run/results.json").exists() and (tmp_path / "run/results.previous.json").exists()
+
+
 def test_a_checkpoint_with_one_wrong_bit_is_refused(compose_config: Compose, tmp_path: Path) -> None:
     train(compose_config(*TINY_COPY, f"paths.run_dir={tmp_path}/run"))
     path = tmp_path / "run/checkpoints/last.ckpt"

@@ -26,6 +26,13 @@ _NOT_IDENTITY = (
     "pairing", "retry", "jobs_per_gpu",
 )  # fmt: skip
 _TRAINER_IDENTITY = ("precision", "gradient_clip_val", "accumulate_grad_batches", "limit_train_batches")
+# Other keys of conf/trainer/, which change no result or are looked at apart. Any key beyond them may.
+_TRAINER_USUAL = (
+    "_target_", "accelerator", "devices", "precision", "max_epochs", "max_steps", "max_time", "gradient_clip_val",
+    "gradient_clip_algorithm", "accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval",
+    "num_sanity_val_steps", "limit_train_batches", "limit_val_batches", "limit_test_batches", "log_every_n_steps",
+    "deterministic", "enable_model_summary", "profiler",
+)  # fmt: skip
 # What a run is given: it may be prolonged, but its results are those of this budget.
 BUDGET = (
     "max_epochs", "max_steps", "max_time", "val_check_interval", "check_val_every_n_epoch", "limit_val_batches",
@@ -238,7 +245,11 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
         plain.pop(key, None)
     if plain.get("matmul_precision") == "highest":
         del plain["matmul_precision"]  # runs from before there was a choice stay what they were
-    plain["trainer"] = {key: plain["trainer"].get(key) for key in _TRAINER_IDENTITY}
+    unusual = {key: value for key, value in plain["trainer"].items() if key not in _TRAINER_USUAL}
+    plain["trainer"] = {key: plain["trainer"].get(key) for key in _TRAINER_IDENTITY} | unusual
+    clip = plain["trainer"]["gradient_clip_val"]
+    if isinstance(clip, int | float) and clip == int(clip):  # 0 is none, and 1.0 is 1
+        plain["trainer"]["gradient_clip_val"] = int(clip) or None
     if cfg.trainer.get("gradient_clip_algorithm") == "value":
         plain["trainer"]["gradient_clip_algorithm"] = "value"
     if not plain["model"].get("frozen"):
@@ -266,8 +277,25 @@ def fingerprint(cfg: DictConfig) -> str:
         raise ConfigError(f"not the config of a run: {type(error).__name__} {first_line(error)}") from error
     assert isinstance(callbacks, dict)
     watchers = {key for key in _WATCHERS if not (callbacks.get(key) or {}).get("stop")}  # solved_step.stop is a rule
+    best = callbacks.get("best") or {}
+    if any(
+        best.get(key, found) != found
+        for key, found in (("monitor", cfg.task.monitor.metric), ("mode", cfg.task.monitor.mode))
+    ):
+        watchers.discard("best")
     rules = {str(key): rule for key, rule in callbacks.items() if key not in watchers and rule is not None}
+    rules = _without_folder(rules, str(cfg.paths.get("run_dir")))
     return digest({**plain, "rules": rules} if rules else plain)
+
+
+def _without_folder(node: Any, folder: str) -> Any:
+    """Name the run's folder as it is named before it is chosen."""
+    if isinstance(node, dict):
+        return {key: _without_folder(value, folder) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_without_folder(value, folder) for value in node]
+    inside = isinstance(node, str) and (node == folder or node.startswith(f"{folder}/"))
+    return f"None{node.removeprefix(folder)}" if inside else node
 
 
 def _without_roots(node: Any) -> Any:

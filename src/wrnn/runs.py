@@ -23,12 +23,13 @@ from filelock import Timeout
 from omegaconf import DictConfig, OmegaConf
 
 import wrnn
-from wrnn.config import differences, first_line, identity
+from wrnn.config import BUDGET, differences, first_line, identity
 from wrnn.errors import ConfigError
 from wrnn.files import folder_lock, read_json, sweep_aside, write_atomically, write_json
 from wrnn.schema import PathsConfig
 
 CONFIG, RESULTS, ENVIRONMENT = "config.yaml", "results.json", "environment.json"
+PREVIOUS = "results.previous.json"  # of a shorter budget, where a run is prolonged
 LAST, BEST = "checkpoints/last.ckpt", "checkpoints/best.ckpt"
 PACKAGES = ("torch", "lightning", "torchmetrics", "torchvision", "hydra-core", "omegaconf", "numpy")
 
@@ -116,9 +117,15 @@ def load_config(folder: Path) -> DictConfig:
     return cfg
 
 
+def _budget(cfg: DictConfig) -> dict[str, Any]:
+    return {key: cfg.trainer.get(key) for key in BUDGET}
+
+
 def start(folder: Path, cfg: DictConfig) -> None:
     """Make the folder, write the config, add this start to the record. Raises: ConfigError where that is impossible."""
     try:
+        if (folder / RESULTS).exists() and _budget(load_config(folder)) != _budget(cfg):
+            (folder / RESULTS).rename(folder / PREVIOUS)  # they are of another budget than the config says now
         write_atomically(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
         record = folder / ENVIRONMENT
         starts = (read_json(record) or {"starts": []})["starts"]

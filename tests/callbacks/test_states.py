@@ -34,6 +34,14 @@ def test_a_recorded_run_is_the_same_run(compose_config: Compose, tmp_path: Path)
         assert (tmp_path / "seen" / name).stat().st_size > 5000
 
 
+def test_normalisation_and_dropout_are_not_touched(compose_config: Compose, tmp_path: Path) -> None:
+    words = [*(word for word in TINY_COPY if not word.startswith("model.")), "model=indrnn", "model.core.hidden_size=4"]
+    for name, more in (("seen", RECORD), ("plain", ())):
+        train(compose_config(*words, "model.core.num_layers=2", *more, f"paths.run_dir={tmp_path / name}"))
+    seen, unseen = (load_run(tmp_path / name, "last").module.state_dict() for name in ("seen", "plain"))
+    assert all(torch.equal(seen[key], unseen[key]) for key in unseen)
+
+
 def test_a_recording_that_cannot_be(compose_config: Compose, tmp_path: Path) -> None:
     for word, message in (
         ("at_steps=[0]", r"callbacks.record_states.at_steps=0: must be a whole number of at least 1"),

@@ -186,6 +186,7 @@ def test_bad_input_is_one_line_and_nothing_is_lost(tmp_path: Path) -> None:
         "model.core.rings=1,2": r"error: .*model.core.rings.*",
         "seed=range(0,0)": r"error: seed=range\(0,0\): an axis without values",
         "seed=choice()": r"error: .*choice\(\).*",
+        "ckpt_path=/nowhere.ckpt": r"error: ckpt_path=/nowhere.ckpt: a sweep's runs start anew, .*",
     }.items():
         output = finish(start(folder, *axes, wrong), 2)
         assert re.fullmatch(said, output.strip()), output
@@ -214,7 +215,14 @@ def test_the_name_of_a_run_changes_with_its_result_and_with_nothing_else(compose
     other = ["seed=1", "trainer.max_steps=7", "trainer.limit_val_batches=2", "callbacks=give_up"]
     other += ["callbacks.solved_step.stop=true"]
     assert all(fingerprint(compose_config(change)) == base for change in same)
-    assert len({fingerprint(compose_config(change)) for change in other} | {base}) == 6
+    other += ["+trainer.overfit_batches=2", "callbacks.best.monitor=val/loss", "callbacks.best.mode=min"]
+    assert len({fingerprint(compose_config(change)) for change in other} | {base}) == 9
+    clips = [fingerprint(compose_config(f"trainer.gradient_clip_val={clip}")) for clip in ("1", "1.0", "0", "null")]
+    assert clips[0] == clips[1] != clips[2] == clips[3]
+    rule = compose_config("+callbacks.mine={_target_: lightning.Callback, at: '${paths.run_dir}/more'}")
+    planned = fingerprint(rule)
+    rule.paths.run_dir = "/somewhere/run"
+    assert fingerprint(rule) == planned
 
 
 def test_a_killed_search_goes_on_and_hopeless_runs_give_up(tmp_path: Path) -> None:
@@ -241,6 +249,10 @@ def test_a_killed_search_goes_on_and_hopeless_runs_give_up(tmp_path: Path) -> No
     assert re.search(r"\nerror: .*optimizer.rate", misspelled) and "Traceback" not in misspelled
     other = finish(start(folder, *more, "optimizer.lr=interval(1e-3,1e-2)"), 2)
     assert re.search(r"\nerror: hydra.sweeper.params: .* needs another hydra.sweep.dir", other)
+    other = finish(start(folder, *more, "task.datamodule.batch_size=4"), 2)
+    assert re.search(r"\nerror: hydra.sweep.dir=.*: holds another search; name another", other)
+    wrong = finish(start(folder, *more, "hydra.sweeper.direction=maximize"), 2)
+    assert re.search(r"error: hydra.sweeper.direction=maximize: must be minimize, as task.monitor.mode=min", wrong)
 
 
 @pytest.mark.slow

@@ -1,19 +1,21 @@
 """A search by Optuna that goes on where it was killed; there only with the extra `optuna`."""
 
+import copy
 import logging
 from pathlib import Path
+from typing import Any
 
 try:
     from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
 except ImportError:
     pass
 else:
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-    from wrnn.config import first_line
+    from wrnn.config import fingerprint, first_line
     from wrnn.errors import ConfigError
     from wrnn.sweeps import controller
-    from wrnn.sweeps.plan import OUTCOME, PlannedRun
+    from wrnn.sweeps.plan import OUTCOME, PlannedRun, check_start
 
     class StudySweeper(OptunaSweeper):
         """Hydra's Optuna sweeper, whose `n_trials` counts over all starts, and which takes up trials that were lost.
@@ -31,9 +33,11 @@ else:
                 raise ConfigError("hydra.sweeper.params: nothing to search; give ranges, key: interval(low, high)")
             queued = "slurm" in config.hydra.launcher._target_.lower()
             with controller.in_charge(sweep_dir, stops_runs=not queued):
+                check_start(config)
+                _check_direction(self.sweeper, config)
                 OmegaConf.save(config, sweep_dir / "multirun.yaml")
                 with controller.concluded(sweep_dir, lambda: _runs(sweep_dir)):
-                    self._take_up()
+                    self._take_up(config)
                     if self.sweeper.n_trials > 0:
                         self._run_trials(arguments)
 
@@ -46,7 +50,7 @@ else:
                 hint = "a search with other ranges needs another hydra.sweep.dir"
                 raise ConfigError(f"hydra.sweeper.params: {first_line(error)} {hint}") from error
 
-        def _take_up(self) -> None:
+        def _take_up(self, config: DictConfig) -> None:
             """Ask again for lost trials, leave out those that are done."""
             import optuna  # late: Hydra imports this file at every start
 
@@ -61,6 +65,10 @@ else:
                 raise ConfigError(
                     f"hydra.sweeper.storage={sweeper.storage}: cannot be read ({first_line(error)}); move it away"
                 ) from error
+            searched = _searched(config)
+            if study.user_attrs.get("searched", searched) != searched:
+                raise ConfigError(f"hydra.sweep.dir={config.hydra.sweep.dir}: holds another search; name another")
+            study.set_user_attr("searched", searched)
             lost = list(study.user_attrs.get("lost", []))
             for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
                 study.enqueue_trial(trial.params)
@@ -71,6 +79,20 @@ else:
             again = f", {len(lost)} lost and asked for again" if lost else ""
             print(f"study {study.study_name}: {sweeper.n_trials} trials, {done} done{again}", flush=True)
             sweeper.n_trials = max(0, sweeper.n_trials - done)
+
+    def _check_direction(sweeper: Any, config: DictConfig) -> None:
+        """A search must want what the task wants."""
+        mode = config.task.monitor.mode
+        wanted = {"min": "minimize", "max": "maximize"}[mode]
+        if (found := [str(getattr(one, "name", one)).lower() for one in sweeper._get_directions()]) != [wanted]:
+            raise ConfigError(f"hydra.sweeper.direction={found[0]}: must be {wanted}, as task.monitor.mode={mode}")
+
+    def _searched(config: DictConfig) -> str:
+        """What is searched with: all that the trials have in common."""
+        common = copy.deepcopy(config)
+        with read_write(common), open_dict(common):
+            del common["hydra"]
+        return fingerprint(common)
 
     def _runs(sweep_dir: Path) -> list[PlannedRun]:
         """Every run that a trial has started."""

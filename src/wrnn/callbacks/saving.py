@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from wrnn.checks import one_of
@@ -36,6 +36,29 @@ class WholeFileIO(TorchCheckpointIO):
         torch.save(checkpoint, buffer)
         with write_aside(Path(path)) as file:
             file.write(buffer.getbuffer())
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's, which would forget the best so far of a run folder that was moved."""
+
+    @property
+    def state_key(self) -> str:
+        """As Lightning's own."""
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From the checkpoint; what it names in its old folder is meant in this one, if it is there."""
+        old, here = str(state_dict.get("dirpath")), str(self.dirpath)
+        path = Path(str(state_dict.get("best_model_path")))
+        if old != here and (Path(here) / path.name).is_file():
+
+            def moved(value: Any) -> Any:
+                if isinstance(value, dict):
+                    return {moved(key): moved(found) for key, found in value.items()}
+                return value.replace(old, here, 1) if isinstance(value, str) and value.startswith(old) else value
+
+            state_dict = moved(state_dict)
+        super().load_state_dict(state_dict)
 
 
 class ResumePoint(Checkpoint):
@@ -238,6 +261,10 @@ class SolvedStep(L.Callback):
             raise ValueError("callbacks.solved_step.stop=true: needs callbacks.solved_step.metric and threshold")
         self.metric, self.threshold, self.mode, self.stop = metric, threshold, mode, stop
         self.step: int | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A run that stopped itself and was killed before its test has no more steps to make."""
+        trainer.should_stop = trainer.should_stop or (self.stop and self.step is not None)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Look at a validation metric. Raises: ConfigError where there is none of that name."""

@@ -83,6 +83,12 @@ class RecordStates(L.Callback):
         if self.sequence >= len(batch):
             raise ConfigError(f"callbacks.record_states.sequence={self.sequence}: must be below {len(batch)}")
         inputs = batch[self.sequence].to(module.device)
-        states = plots.states_of(module.core, inputs)[: self.max_channels].cpu()
+        training = [part for part in module.core.modules() if part.training]
+        module.core.eval()  # else dropout would draw, and normalisation would count this sequence
+        try:
+            states = plots.states_of(module.core, inputs)[: self.max_channels].cpu()
+        finally:
+            for part in training:
+                part.training = True
         with write_aside(path) as file:
             np.savez_compressed(file, states=states.half().numpy(), inputs=inputs.cpu().numpy())

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 import lightning as L
-import torch
+
+from wrnn.errors import ConfigError
 
 
 class GiveUp(L.Callback):
@@ -31,13 +32,27 @@ class GiveUp(L.Callback):
             ) from error
         self.reason: str | None = None
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A run that gave up and was stopped before its test has no more steps to make."""
+        trainer.should_stop = trainer.should_stop or self.reason is not None
+
+    def state_dict(self) -> dict[str, str | None]:
+        """For the checkpoint."""
+        return {"reason": self.reason}
+
+    def load_state_dict(self, state_dict: dict[str, str | None]) -> None:
+        """From the checkpoint."""
+        self.reason = state_dict["reason"]
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look at the clock and at the metric."""
+        """Look at the clock and at the metric. Raises: ConfigError where there is none of that name."""
         passed = [step for step in self.deadlines if step <= trainer.global_step]
         if trainer.state.fn != "fit" or not passed:
             return
-        worst = self.deadlines[max(passed)]
-        value = float(trainer.callback_metrics.get(self.metric, torch.nan))
+        if self.metric not in trainer.callback_metrics:
+            known = sorted(name for name in trainer.callback_metrics if name.startswith("val/"))
+            raise ConfigError(f"callbacks.give_up.metric={self.metric}: not measured; {', '.join(known)} are")
+        worst, value = self.deadlines[max(passed)], float(trainer.callback_metrics[self.metric])
         if not (value <= worst if self.mode == "min" else value >= worst):
             self.reason = (
                 f"{self.metric} {value:.4g} at step {trainer.global_step}, {worst:g} was wanted by {max(passed)}"

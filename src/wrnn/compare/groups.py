@@ -27,13 +27,14 @@ NICKNAMES = {
 ORDER = ("model.name", "preset", "task", "init", "input_init", "model", "optimizer", "scheduler", "trainer")
 RUN_COLUMNS = (
     "task", "group", "seed", "state", "reason", "counted", "metric", "mode", "value", "solved", "solved_step",
-    "seconds", "folder",
+    "gave_up", "seconds", "folder",
 )  # fmt: skip
 GROUP_COLUMNS = (
-    "task", "rank", "metric", "mode", "mean", "sd", "n", "best", "solved", "solved_step", "seconds", "failed", "why",
-    "group",
+    "task", "rank", "metric", "mode", "mean", "sd", "n", "best", "solved", "solved_step", "gave_up", "seconds",
+    "failed", "why", "group",
 )  # fmt: skip
 _SEED = "the run's seed"
+_ORDER_SEED = "task.datamodule.order_seed"  # conf/ has it follow the run's
 _DATA_SEED = re.compile(r"task\.datamodule\.\w+_seed")
 
 
@@ -66,7 +67,8 @@ class Comparison:
         runs: a row per run, RUN_COLUMNS and settings. `counted` is false where a later run has the same settings and
             seed.
         groups: a row per group, GROUP_COLUMNS and settings, best first within each task, and the legend's `label`.
-            `failed` counts all that have not finished, those still running too; the rest is of finished runs.
+            `failed` counts all that have not finished, those still running too; the rest is of finished runs, among
+            them the `gave_up` that ended themselves before their budget.
         folders: the run of each row of `runs`.
     """
 
@@ -106,7 +108,7 @@ def compare(runs: Sequence[Run], metric: str | None = None) -> Comparison:
     for row, found in zip(rows, settings, strict=True):
         row.update({name: _shown(key, found[key]) if key in found else "" for key, name in names.items()})
     frame = pd.DataFrame(rows, columns=[*RUN_COLUMNS[:1], *names.values(), *RUN_COLUMNS[1:]])
-    numbers = dict.fromkeys(("value", "solved_step", "seconds"), float)
+    numbers = dict.fromkeys(("value", "solved_step", "gave_up", "seconds"), float)
     frame = frame.astype({**numbers, "seed": "Int64", "solved": "boolean"})
     done = frame["state"] == FINISHED
     newest = frame.assign(done=done, at=frame.index).sort_values(["done", "at"])  # names end in the time of the start
@@ -134,8 +136,10 @@ def _settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
         plain["trainer"] |= {key: run.config.trainer.get(key) for key in BUDGET}
         found.append(_flat(plain))
     for key in {key for settings in found for key in settings if _DATA_SEED.fullmatch(key)}:
-        same = [settings for settings in found if settings.get(key, _SEED) == settings.get("seed")]
-        if len({settings["seed"] for settings in same}) > 1:  # with one seed alone it may be a coincidence
+        having = [settings for settings in found if key in settings]
+        same = [settings for settings in having if settings[key] == settings["seed"]]
+        follows = key == _ORDER_SEED or len(same) == len(having)  # else equal numbers are a coincidence
+        if follows and len({settings["seed"] for settings in same}) > 1:
             for settings in same:
                 settings[key] = _SEED
     return found
@@ -167,9 +171,9 @@ def _group_id(run: Run, settings: Mapping[str, Any]) -> str:
 def _differing(groups: Sequence[Mapping[str, Any]]) -> list[str]:
     """The keys that tell the groups of a task apart: the model, and what differs within one model and preset.
 
-    What every group of a model shares follows from the model. A key that is missing is no difference: the velocity of
-    `shift` is not shown beside `init` unless there are two. What repeats another key (the rate of a schedule, a copy
-    of `init` in the core) is left out.
+    What every group of a model shares follows from the model, but for the budget, which is shown. A key that is
+    missing is no difference: the velocity of `shift` is not shown beside `init` unless there are two. What repeats
+    another key (the rate of a schedule, a copy of `init` in the core) is left out.
     """
     shown = [MODEL]
     keys = sorted({key for settings in groups for key in settings} - {MODEL, "seed"}, key=_position)
@@ -180,7 +184,10 @@ def _differing(groups: Sequence[Mapping[str, Any]]) -> list[str]:
             kind = (settings[MODEL], settings.get(PRESET) if key != PRESET else None)
             values.setdefault(kind, set()).add(json.dumps(settings[key]))
         repeats = any(all(other.get(old, _SEED) == other[key] for other in having) for old in shown)
-        if any(len(several) > 1 for several in values.values()) and not repeats:
+        between = (
+            key.removeprefix("trainer.") in BUDGET and len({v for several in values.values() for v in several}) > 1
+        )
+        if (between or any(len(several) > 1 for several in values.values())) and not repeats:
             shown.append(key)
     for key in keys:  # two groups may still look alike, one of them from before the key was there
         seen: dict[str, set[str]] = {}
@@ -242,6 +249,7 @@ def _row(run: Run, group: str, task: Task | None) -> dict[str, Any]:
     row |= {"seed": run.config.seed, "metric": task.metric, "mode": task.mode}
     row |= {key: _number(run.results.get(key)) for key in ("solved_step", "seconds")}
     row["solved"] = run.results["solved_step"] is not None if "solved_step" in run.results else None
+    row["gave_up"] = float("gave_up" in run.results)
     row["value"] = _number(run.results.get(task.metric))
     if run.state == FINISHED and row["value"] is None:
         found = one_line(run.results.get(task.metric, "missing"))
@@ -262,6 +270,7 @@ def _rank(runs: pd.DataFrame, tasks: Sequence[Task], settings: Sequence[str]) ->
         highest=("value", "max"),
         solved=("solved", lambda solved: solved.sum(min_count=1)),
         solved_step=("solved_step", "mean"),
+        gave_up=("gave_up", "sum"),
         seconds=("seconds", "mean"),
         failed=("failed", "sum"),
     )

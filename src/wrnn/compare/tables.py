@@ -8,11 +8,11 @@ from rich.table import Table
 
 from wrnn.compare.groups import Comparison, Task
 
-NUMBERS = ("rank", "mean", "sd", "n", "best", "solved", "solved_step", "seconds", "failed")
+NUMBERS = ("rank", "mean", "sd", "n", "best", "solved", "solved_step", "gave_up", "seconds", "failed")
 """Columns that are set flush right."""
 
 _SHORT: dict[str, Callable[[float], str]] = {
-    **dict.fromkeys(("rank", "n", "solved", "solved_step", "failed"), "{:.0f}".format),
+    **dict.fromkeys(("rank", "n", "solved", "solved_step", "gave_up", "failed"), "{:.0f}".format),
     **dict.fromkeys(("mean", "best"), "{:.4g}".format),
     "sd": "{:.2g}".format,
     "seconds": lambda seconds: f"{seconds:,.0f}" if seconds >= 10 else f"{seconds:.2g}",
@@ -35,8 +35,8 @@ def ranked(comparison: Comparison, task: Task) -> pd.DataFrame:
     frame = rows[["rank", *task.settings, *NUMBERS[1:], "why"]].astype(object)
     for name, short in _SHORT.items():
         frame[name] = ["" if pd.isna(value) else short(float(value)) for value in frame[name]]
-    for name in ("solved", "solved_step", "why"):
-        if frame[name].eq("").all():
+    for name in ("solved", "solved_step", "gave_up", "why"):
+        if frame[name].isin(["", "0"] if name == "gave_up" else [""]).all():
             del frame[name]
     return frame.reset_index(drop=True)
 

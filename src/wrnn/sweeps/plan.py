@@ -70,16 +70,23 @@ def plan(overrides: Sequence[str], config: DictConfig, sweep_dir: Path) -> Plann
     return PlannedRun(tuple(overrides), found[0] if found else sweep_dir / name, config)
 
 
+def check_start(config: DictConfig) -> None:
+    """A run of a sweep starts anew or where it was. Raises: ConfigError where another checkpoint is asked for."""
+    if config.ckpt_path not in (None, "last"):
+        raise ConfigError(f"ckpt_path={config.ckpt_path}: a sweep's runs start anew, or go on in their own folders")
+
+
 def plan_all(
     loader: ConfigLoader, master: DictConfig, batches: Sequence[Sequence[str]], sweep_dir: Path
 ) -> list[PlannedRun]:
-    """The runs of a sweep, each once. Raises: Hydra's errors where a config cannot be composed."""
+    """The runs of a sweep, each once. Raises: ConfigError; Hydra's errors where one cannot be composed."""
     runs: dict[Path, PlannedRun] = {}
     for overrides in batches:
         config = loader.load_sweep_config(master, list(overrides))
         said = list(config.hydra.overrides.task)
         with read_write(config), open_dict(config):
             del config["hydra"]  # a job's config is without it too
+        check_start(config)
         planned = plan(said, config, sweep_dir)
         runs.setdefault(planned.folder, planned)
     return list(runs.values())
