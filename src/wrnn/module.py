@@ -130,6 +130,7 @@ class SequenceModule(L.LightningModule):
         """Loss and outputs of a batch by CUDA graphs, which the first batch has recorded; all must be of its shape."""
         if self._replay is None:
             step = _Step(self, batch.shared_from)
+            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)  # recorded on a stream of its own
             torch.cuda.make_graphed_callables(step, (batch.inputs.clone(), batch.targets.clone()))
             self._replay = step.forward  # replaced; the step as an attribute would become a part of this module
         return self._replay(batch.inputs, batch.targets)

@@ -187,6 +187,10 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     device = trainer.strategy.root_device
     if cfg.cuda_graphs and device.type != "cuda":
         raise ConfigError(f"cuda_graphs=true: needs one CUDA GPU, not {device.type}")
+    if cfg.cuda_graphs and cfg.trainer.accumulate_grad_batches > 1:  # a replay would write over the sum so far
+        raise ConfigError(
+            f"trainer.accumulate_grad_batches={cfg.trainer.accumulate_grad_batches}: must be 1 with cuda_graphs=true"
+        )
     _guarded(partial(parts.core.check_device, device))
     parts.module.cuda_graphs = cfg.cuda_graphs
     parts.module.features = fixed_features(parts.core, parts.task, parts.objective)
@@ -382,5 +386,6 @@ def _quieten_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*srun. command is available.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.. is deprecated.*")
+    warnings.filterwarnings("ignore", message=".*not part of single contiguous chunk.*")  # cuDNN's; they are copied
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")

@@ -24,7 +24,7 @@ from triton import knobs
 
 _SIZES = ["neurons", "batch", "GPU", "FEATURES", "NONLINEARITY", "TAPS", "C", "PRECISION"]
 _VARYING = ["steps", "neurons", "batch", "turns", "x_batch", "x_step", "x_feature"]
-_NUMBERS_A_THREAD = (8, 32)
+_NUMBERS_A_THREAD = (8, 16)  # with 32 the backward spills kilobytes, and takes longest to compile
 
 
 def _choices(**options):
@@ -36,7 +36,10 @@ def _choices(**options):
     ]
     if knobs.runtime.interpret:  # numpy has no warps
         return {"configs": configs[:1]}
-    return {"configs": configs, "prune_configs_by": {"early_config_prune": _sensible}, "cache_results": True}
+    found = {"configs": configs, "prune_configs_by": {"early_config_prune": _sensible}, "cache_results": True}
+    if os.environ.get("WRNN_TUNE") == "0":  # Triton times a single choice too, before 3.8
+        found["do_bench"] = lambda _, quantiles: [0.0] * len(quantiles)
+    return found
 
 
 def _sensible(configs, _, **options):
