@@ -371,6 +371,15 @@ def test_an_image_folder(tmp_path) -> None:
     assert images[:, :, 0, 0].tolist() == [[1, 10, 20], [2, 10, 20], [0, 10, 20]]
 
 
+def test_two_folders_must_number_the_same_classes(tmp_path) -> None:
+    for split, names in (("train", "abc"), ("test", "bc")):
+        for name in names:
+            paint(tmp_path / split / name / "0.png")
+    train, test = (functools.partial(ImageFolder, root=str(tmp_path / split)) for split in ("train", "test"))
+    assert "must hold the same classes; only one of them has a" in refused(lambda: data.check_classes(train, test))
+    data.check_classes(train, train)
+
+
 def test_images_that_cannot_be_used_are_named(tmp_path) -> None:
     factory = functools.partial(ImageFolder, root=str(tmp_path))
     paint(tmp_path / "a" / "0.png")

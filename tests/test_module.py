@@ -161,6 +161,8 @@ def test_a_frozen_core_runs_once_a_split_and_changes_no_bit(
 def test_a_word_for_frozen_that_is_none(compose_config: Compose) -> None:
     with pytest.raises(ConfigError, match="model.frozen='encoder': must be one of false, true, recurrence, input"):
         build(compose_config(*tiny("wrnn", "model.frozen=encoder")))
+    with pytest.raises(ConfigError, match="model.frozen=recurrence: this core has no such weights"):
+        build(compose_config("model=linear", "task=copy", "model.frozen=recurrence"))
 
 
 @pytest.mark.parametrize(

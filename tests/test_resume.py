@@ -14,7 +14,9 @@ import torch
 from conftest import ROOT, TINY_COPY, TINY_PSMNIST, Compose
 from wrnn.errors import ConfigError, Interrupted
 from wrnn.loggers import MetricsCSV
+from wrnn.module import SequenceModule
 from wrnn.replay import differences
+from wrnn.tasks.base import SequenceBatch
 from wrnn.training import train
 
 LONGER = {"copy": ("trainer.max_steps=200",), "psmnist": ("trainer.max_epochs=5", "trainer.limit_val_batches=1")}
@@ -76,6 +78,36 @@ def test_a_signal_between_two_batches_costs_none(
     assert saved == {2: 3, 5: 5, 6: 5}[at]  # in validation: the batch before the one that it follows
     train(compose_config(*TINY_COPY, "ckpt_path=last", f"paths.run_dir={folder}"))
     assert_same_run(folder, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("at", [4, 5, 8])  # of batches summed by threes, six in an epoch: in and between the groups
+def test_a_signal_within_a_sum_of_gradients_loses_none(
+    compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    words = (*TINY_COPY, "trainer.accumulate_grad_batches=3", "trainer.max_steps=5")
+    whole = train(compose_config(*words, f"paths.run_dir={tmp_path}/whole"))
+    assert (whole["steps"], whole["epochs"]) == (5, 2.5)
+    step, seen = SequenceModule.training_step, []
+
+    def stop(self: SequenceModule, batch: SequenceBatch, batch_idx: int) -> torch.Tensor:
+        seen.append(batch_idx)
+        if len(seen) == at:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr(SequenceModule, "training_step", stop)
+        train(compose_config(*words, f"paths.run_dir={tmp_path}/stopped"))
+    train(compose_config(*words, "ckpt_path=last", f"paths.run_dir={tmp_path}/stopped"))
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_another_run_s_checkpoint_does_not_bring_its_rate(compose_config: Compose, tmp_path: Path) -> None:
+    train(compose_config(*TINY_COPY, f"paths.run_dir={tmp_path}/run"))
+    words = (*TINY_COPY, f"ckpt_path={tmp_path}/run/checkpoints/last.ckpt", "trainer.max_steps=20")
+    with pytest.raises(ConfigError, match="is of another optimizer: optimizer.lr: 0.001, now 1e-05"):
+        train(compose_config(*words, "optimizer.lr=1e-5", f"paths.run_dir={tmp_path}/other"))
+    assert train(compose_config(*words, f"paths.run_dir={tmp_path}/same"))["steps"] == 20
 
 
 def start(folder: Path, task: str, *extra: str) -> subprocess.Popen[str]:

@@ -123,6 +123,8 @@ def test_every_limit_works(compose_config: Compose, tmp_path: Path) -> None:
 
     assert steps("trainer.max_steps=4") == 4
     assert steps("trainer.max_epochs=2") == 12
+    assert steps("trainer.max_epochs=2", "trainer.limit_train_batches=0.5") == 6
+    assert steps("trainer.max_epochs=2", "trainer.accumulate_grad_batches=4") == 4
     assert 0 < steps("trainer.max_time=00:00:00:01") < 60_000
 
 
@@ -176,6 +178,8 @@ REFUSED = {
     "seed=-1": "seed=-1: must be a whole number of at least 0",
     "optimizer.lr=-1": "optimizer.lr=-1: must be a number of at least 0",
     "logger=wandb logger.wandb.finish_timeout=-1": "finish_timeout=-1: must be a number of at least 0",
+    "task.monitor.select=bset": "task.monitor.select='bset': must be one of best, last",
+    "task.monitor.mode=max": "task.monitor.mode=max: must be min for val/cross_entropy",
     "ckpt_path=last": "ckpt_path=last: no run with these settings",
     "ckpt_path=nowhere.ckpt": r"ckpt_path=nowhere\.ckpt: no such file",
     "trainer.max_steps=many": "trainer",

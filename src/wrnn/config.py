@@ -65,7 +65,7 @@ _OWN = ("model.", "task.")  # cores, readouts, objectives and tasks look at thei
 _HYDRAS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 _AT_LEAST = {
     "optimizer.lr": 0, "optimizer.weight_decay": 0, "trainer.gradient_clip_val": 0,
-    "trainer.accumulate_grad_batches": 1,
+    "trainer.accumulate_grad_batches": 1, "trainer.log_every_n_steps": 1,
 }  # fmt: skip
 BIASES = ("zero", "pytorch")
 
@@ -248,7 +248,7 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     unusual = {key: value for key, value in plain["trainer"].items() if key not in _TRAINER_USUAL}
     plain["trainer"] = {key: plain["trainer"].get(key) for key in _TRAINER_IDENTITY} | unusual
     clip = plain["trainer"]["gradient_clip_val"]
-    if isinstance(clip, int | float) and clip == int(clip):  # 0 is none, and 1.0 is 1
+    if isinstance(clip, int | float) and float(clip).is_integer():  # 0 is none, and 1.0 is 1
         plain["trainer"]["gradient_clip_val"] = int(clip) or None
     if cfg.trainer.get("gradient_clip_algorithm") == "value":
         plain["trainer"]["gradient_clip_algorithm"] = "value"

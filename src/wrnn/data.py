@@ -100,6 +100,16 @@ def load(factory: functools.partial[Any]) -> tuple[Tensor, Tensor]:
     return _stored(dataset) or _read_each(dataset)
 
 
+def check_classes(train: functools.partial[Any], test: functools.partial[Any]) -> None:
+    """Compare the classes of two folders, each of which numbers its own by their names. Raises: DataError."""
+    if not all(isinstance(factory.func, type) and issubclass(factory.func, DatasetFolder) for factory in (train, test)):
+        return
+    known, other = (set(_build(factory).class_to_idx) for factory in (train, test))
+    if known != other:
+        names = ", ".join(sorted(known ^ other))
+        raise DataError(f"{_root(train)} and {_root(test)} must hold the same classes; only one of them has {names}")
+
+
 # --- any dataset ---
 
 

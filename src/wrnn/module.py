@@ -163,7 +163,10 @@ class SequenceModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer and, if there is one, its schedule. Raises: ConfigError for settings that they refuse."""
         make = self.make_optimizer
-        if self.device.type == "cuda" and isinstance(make, partial) and make.func in _FUSED:
+        mixed = self._trainer is not None and "mixed" in str(
+            self._trainer.precision
+        )  # Lightning clips no fused one then
+        if self.device.type == "cuda" and isinstance(make, partial) and make.func in _FUSED and not mixed:
             make = partial(make.func, *make.args, **{"fused": True, **make.keywords})
         groups, scales = self._parameter_groups()
         try:

@@ -74,10 +74,13 @@ def _compare(old: DictConfig, new: DictConfig, what: Path) -> None:
 
 
 def checked(path: Path, cfg: DictConfig) -> Path:
-    """The checkpoint, if it can be read and is of the same model and task. Raises: ConfigError."""
+    """The checkpoint, if it can be read and is of the same model, task and optimizer. Raises: ConfigError.
+
+    Lightning restores rates and decays with the rest, whatever the config says now.
+    """
     expected = identity(cfg)
     found = read_checkpoint(path).get("identity", {})
-    for part in ("model", "task"):
+    for part in ("model", "task", "optimizer", "scheduler"):
         wrong = differences(found.get(part, {}), expected[part], f"{part}.")
         if wrong:
             raise ConfigError(f"ckpt_path={path}: is of another {part}: {'; '.join(wrong[:3])}")

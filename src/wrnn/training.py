@@ -6,6 +6,7 @@ The only place that instantiates what a config names.
 import errno
 import inspect
 import logging
+import math
 import signal
 import warnings
 from collections.abc import Iterator
@@ -109,9 +110,18 @@ FROZEN = {"false": (False, False), "true": (True, True), "recurrence": (False, T
 def _freeze(core: Core, frozen: bool | str) -> None:
     stop_input, stop_recurrence = FROZEN[one_of("model.frozen", str(frozen).lower(), FROZEN)]
     inputs = set(core.input_parameters())
+    meant = inputs if stop_input else set(core.parameters()) - inputs
+    if stop_input != stop_recurrence and not meant:
+        raise ConfigError(f"model.frozen={frozen}: this core has no such weights")
     for weight in core.parameters():
         if stop_input if weight in inputs else stop_recurrence:
             weight.requires_grad_(False)
+
+
+_MODES = {
+    **dict.fromkeys(("loss", "mse", "cross_entropy", "cross_entropy_over_50"), "min"),
+    **dict.fromkeys(("accuracy", "sequence_accuracy"), "max"),
+}
 
 
 def _check_metrics(cfg: DictConfig, objective: Objective) -> None:
@@ -121,6 +131,11 @@ def _check_metrics(cfg: DictConfig, objective: Objective) -> None:
     for key, metric in watched.items():
         if metric is not None:
             _guarded(partial(one_of, f"task.monitor.{key}" if key else "scheduler.monitor", metric, logged))
+    _guarded(partial(one_of, "task.monitor.select", cfg.task.monitor.select, ("best", "last")))
+    for metric in filter(None, (cfg.task.monitor.metric, cfg.task.monitor.solved_metric)):
+        mode = _MODES.get(metric.rpartition("/")[2])
+        if mode not in (None, cfg.task.monitor.mode):
+            raise ConfigError(f"task.monitor.mode={cfg.task.monitor.mode}: must be {mode} for {metric}")
 
 
 def _facts(target: str, task: Task) -> dict[str, int]:
@@ -187,6 +202,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     device = trainer.strategy.root_device
     if cfg.cuda_graphs and device.type != "cuda":
         raise ConfigError(f"cuda_graphs=true: needs one CUDA GPU, not {device.type}")
+    if cfg.trainer.precision in ("16-mixed", "16", 16) and device.type == "cpu":
+        raise ConfigError(f"trainer.precision={cfg.trainer.precision}: needs a GPU; a CPU has bf16-mixed")
     if cfg.cuda_graphs and cfg.trainer.accumulate_grad_batches > 1:  # a replay would write over the sum so far
         raise ConfigError(
             f"trainer.accumulate_grad_batches={cfg.trainer.accumulate_grad_batches}: must be 1 with cuda_graphs=true"
@@ -224,8 +241,8 @@ def _finish(cfg: DictConfig, parts: Parts, trainer: L.Trainer, folder: Path) -> 
     timer, solved = _callback(trainer, Timer), _callback(trainer, SolvedStep)
     selected = folder / runs.BEST
     results: dict[str, Any] = {"run_name": cfg.run_name, "identity": digest(identity(cfg))}
-    batches = trainer.global_step * trainer.accumulate_grad_batches
-    results |= {"steps": trainer.global_step, "epochs": round(batches / trainer.num_training_batches, 4)}
+    steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    results |= {"steps": trainer.global_step, "epochs": round(trainer.global_step / steps_per_epoch, 4)}
     if cfg.task.monitor.select == "best" and best and best.best_model_score is not None and selected.exists():
         parts.module.load_state_dict(runs.read_checkpoint(selected)["state_dict"])
         results[f"best_{cfg.task.monitor.metric}"] = float(best.best_model_score)
@@ -233,8 +250,8 @@ def _finish(cfg: DictConfig, parts: Parts, trainer: L.Trainer, folder: Path) -> 
     else:
         results["tested"] = runs.LAST
     results |= record.validation if record else {}
-    test = trainer.test(parts.module, datamodule=parts.task, verbose=False)[0]
-    results |= {key: float(value) for key, value in test.items()}
+    for test in trainer.test(parts.module, datamodule=parts.task, verbose=False):  # none with limit_test_batches=0
+        results |= {key: float(value) for key, value in test.items()}
     results |= parameter_counts(parts)
     if timer:
         results["seconds"] = round(timer.time_elapsed("train"), 3)
@@ -284,9 +301,10 @@ def evaluate(
     run = load_run(folder, checkpoint, data_dir)
     _quieten_libraries()
     trainer = L.Trainer(
-        accelerator=accelerator, devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=str(folder),
+        accelerator=accelerator, devices=1, precision=run.config.trainer.precision, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=str(folder),
     )  # fmt: skip
+    _guarded(partial(run.core.check_device, trainer.strategy.root_device))
     _guarded(run.task.prepare_data)
     with float32_products(run.config.get("matmul_precision", "highest")), without_denormals():
         metrics = {key: float(value) for key, value in trainer.test(run.module, run.task, verbose=False)[0].items()}

@@ -81,10 +81,12 @@ class RunRecord(Callback):
         self.seconds = self.data_seconds = 0.0
         self._batch_started_at = 0.0
         self._stream_seconds = 0.0
+        self._steps_before = 0
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         """Start of a step; its batch is already made."""
         self._batch_started_at = time.perf_counter()
+        self._steps_before = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         """End of a step; its batch cost what the stream's clock has gained."""
@@ -93,7 +95,7 @@ class RunRecord(Callback):
         self._stream_seconds += making
         self.data_seconds += making
         self.seconds += making + time.perf_counter() - self._batch_started_at
-        self.steps += 1
+        self.steps += trainer.global_step - self._steps_before  # none where gradients are only summed
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note what it gave."""

@@ -47,18 +47,16 @@ class BestCheckpoint(ModelCheckpoint):
         return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From the checkpoint; what it names in its old folder is meant in this one, if it is there."""
+        """From the checkpoint. What it names in its old folder is meant in this one; nothing of it is, if not there."""
         old, here = str(state_dict.get("dirpath")), str(self.dirpath)
-        path = Path(str(state_dict.get("best_model_path")))
-        if old != here and (Path(here) / path.name).is_file():
 
-            def moved(value: Any) -> Any:
-                if isinstance(value, dict):
-                    return {moved(key): moved(found) for key, found in value.items()}
-                return value.replace(old, here, 1) if isinstance(value, str) and value.startswith(old) else value
+        def moved(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {moved(key): moved(found) for key, found in value.items()}
+            return value.replace(old, here, 1) if isinstance(value, str) and value.startswith(old) else value
 
-            state_dict = moved(state_dict)
-        super().load_state_dict(state_dict)
+        if old == here or Path(moved(str(state_dict.get("best_model_path")))).is_file():
+            super().load_state_dict(moved(state_dict))
 
 
 class ResumePoint(Checkpoint):
@@ -67,7 +65,8 @@ class ResumePoint(Checkpoint):
     Lightning resumes exactly from a checkpoint that was written at the end of a training batch, unless validation
     was to follow that batch: then the validation is lost, or plateau schedules miss a step. So this callback saves
 
-    - at the end of the batch before the one that validation follows: what a kill in validation costs is one batch,
+    - at the end of the batch before the one that validation follows: what a kill in validation costs is one batch;
+      where gradients of several batches are summed, at the last of such a group before it,
     - at the end of any other batch once `every_minutes` have passed, or when a signal came,
     - where validation follows every batch, after the validation,
     - when the budget ends: in mid-epoch before the validation that closes a run, so that a run with a longer budget
@@ -139,9 +138,13 @@ class ResumePoint(Checkpoint):
             if self._signal is not None and not self._validation_follows(trainer, batch_idx - 1):
                 self._leave()
             return
+        together = trainer.accumulate_grad_batches
+        if (batch_idx + 1) % together:
+            return  # a sum of gradients has begun, which no checkpoint holds
         overdue = time.monotonic() - self._saved_at > 60 * self.every_minutes
         stopping = trainer.should_stop or trainer.global_step == trainer.max_steps
-        if self._signal is not None or overdue or stopping or self._validation_follows(trainer, batch_idx + 1):
+        due = any(self._validation_follows(trainer, batch_idx + ahead) for ahead in range(1, together + 1))
+        if self._signal is not None or overdue or stopping or due:
             trainer._logger_connector.update_train_step_metrics()  # else logged after this hook, or never if killed
             self._save(trainer)
         if self._signal is not None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from wrnn.checks import whole_number
+from wrnn.errors import ConfigError
 
 
 class SequenceBatch(NamedTuple):
@@ -126,15 +127,28 @@ class Task(L.LightningDataModule, ABC):
         return BatchStream(lambda epoch, index: self.make_batch(split, epoch, index), self.num_batches(split))
 
     def train_dataloader(self) -> BatchStream:
-        """Training batches; a pass is as long as `trainer.limit_train_batches` allows, so that passes stay in step."""
+        """Training batches; a pass is as long as `trainer.limit_train_batches` allows, so that passes stay in step.
+
+        Raises: ConfigError where a limit leaves no batch to train, or a share of the others' comes to none.
+        """
         self.train_stream = self.stream("train")
         if self.trainer is not None:
-            limit, length = self.trainer.limit_train_batches, len(self.train_stream)
-            if limit is not None:
-                self.train_stream.num_batches = min(length, limit if isinstance(limit, int) else int(length * limit))
+            limits = {split: self._limit(split) for split in ("train", "val", "test")}
+            self.train_stream.num_batches = limits["train"]
+            self.trainer.limit_train_batches = limits["train"]  # Lightning would take a share of the share
         if self._position is not None:
             self.train_stream.load_state_dict(self._position)
         return self.train_stream
+
+    def _limit(self, split: str) -> int:
+        """How many batches of a split the trainer takes."""
+        assert self.trainer is not None
+        name, length = f"limit_{split}_batches", self.num_batches(split)
+        limit = getattr(self.trainer, name)
+        count = length if limit is None else min(length, limit if isinstance(limit, int) else int(length * limit))
+        if count < 1 and (split == "train" or limit != 0):
+            raise ConfigError(f"trainer.{name}={limit}: leaves none of {length} batches")
+        return count
 
     def state_dict(self) -> dict[str, int]:
         """Where training is in its stream. Lightning would restore it too, but not after a finished epoch."""

@@ -81,6 +81,7 @@ class ImageTask(Task):
         """Load, split and arrange the sets once."""
         if self.images:
             return
+        data.check_classes(self.train_set, self.test_set)
         images, labels = data.load(self.train_set)
         if self.num_val > len(images) - self.batch_size:
             raise ConfigError(
