@@ -102,10 +102,7 @@ def draw_spectrum(axes: Axes, found: Spectrum, velocities: Sequence[float] = ())
     magnitude = found.magnitude.clamp(min=1e-12).log10()
     low, high = (float(magnitude.quantile(q)) for q in (0.5, 0.9995))
     times, places = found.time_frequency, found.space_frequency
-    half, up = (
-        float(times[1] - times[0]) / 2,
-        float(places[1] - places[0]) / 2,
-    )  # of a bin, whose middle is its frequency
+    half, up = float(times[1] - times[0]) / 2, float(places[1] - places[0]) / 2  # bins lie around their frequency
     extent = (float(times[0]) - half, float(times[-1]) + half, float(places[0]) - up, float(places[-1]) + up)
     image = axes.imshow(
         magnitude.numpy(), aspect="auto", origin="lower", cmap="gray_r", interpolation="nearest",
