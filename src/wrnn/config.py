@@ -18,6 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from wrnn.errors import ConfigError
+from wrnn.files import moved
 from wrnn.hints import fits, in_words
 
 # Keys that say where and how a run is made, not what it computes.
@@ -284,18 +285,8 @@ def fingerprint(cfg: DictConfig) -> str:
     ):
         watchers.discard("best")
     rules = {str(key): rule for key, rule in callbacks.items() if key not in watchers and rule is not None}
-    rules = _without_folder(rules, str(cfg.paths.get("run_dir")))
+    rules = moved(rules, str(cfg.paths.get("run_dir")), "None")  # as it is before the folder is chosen
     return digest({**plain, "rules": rules} if rules else plain)
-
-
-def _without_folder(node: Any, folder: str) -> Any:
-    """Name the run's folder as it is named before it is chosen."""
-    if isinstance(node, dict):
-        return {key: _without_folder(value, folder) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_without_folder(value, folder) for value in node]
-    inside = isinstance(node, str) and (node == folder or node.startswith(f"{folder}/"))
-    return f"None{node.removeprefix(folder)}" if inside else node
 
 
 def _without_roots(node: Any) -> Any:

@@ -64,3 +64,13 @@ def folder_lock(folder: Path) -> FileLock:
     """
     folder.mkdir(parents=True, exist_ok=True)
     return FileLock(folder / ".lock", is_singleton=True, thread_local=False)
+
+
+def moved(node: Any, old: str, new: str) -> Any:
+    """Nested dicts and lists with a folder's new place in every path at or below the old one, in keys too."""
+    if isinstance(node, dict):
+        return {moved(key, old, new): moved(value, old, new) for key, value in node.items()}
+    if isinstance(node, list):
+        return [moved(value, old, new) for value in node]
+    inside = isinstance(node, str) and (node == old or node.startswith(f"{old}/"))
+    return new + node.removeprefix(old) if inside else node

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 import wrnn
 from wrnn.config import BUDGET, differences, first_line, identity
 from wrnn.errors import ConfigError
-from wrnn.files import folder_lock, read_json, sweep_aside, write_atomically, write_json
+from wrnn.files import folder_lock, moved, read_json, sweep_aside, write_atomically, write_json
 from wrnn.schema import PathsConfig
 
 CONFIG, RESULTS, ENVIRONMENT = "config.yaml", "results.json", "environment.json"
@@ -157,18 +157,9 @@ def held(folder: Path) -> Iterator[None]:
 def move(cfg: DictConfig, key: str, new: str) -> None:
     """Give a folder of `paths` another place in a resolved config, where it is spelled out in many values."""
     old = str(cfg.paths[key])
-
-    def moved(node: Any) -> Any:
-        if isinstance(node, dict):
-            return {key: moved(value) for key, value in node.items()}
-        if isinstance(node, list):
-            return [moved(value) for value in node]
-        inside = isinstance(node, str) and (node == old or node.startswith(f"{old}/"))
-        return new + node.removeprefix(old) if inside else node
-
     for group in ("task", "images", "callbacks", "logger"):
         if cfg.get(group) is not None:
-            cfg[group] = moved(OmegaConf.to_container(cfg[group]))
+            cfg[group] = moved(OmegaConf.to_container(cfg[group]), old, new)
     cfg.paths[key] = new
 
 

@@ -15,7 +15,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from wrnn.checks import one_of
 from wrnn.errors import ConfigError, DivergedError, Interrupted
-from wrnn.files import write_aside
+from wrnn.files import moved, write_aside
 from wrnn.loggers import MetricsCSV
 from wrnn.module import is_logged_step
 
@@ -49,14 +49,8 @@ class BestCheckpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From the checkpoint. What it names in its old folder is meant in this one; nothing of it is, if not there."""
         old, here = str(state_dict.get("dirpath")), str(self.dirpath)
-
-        def moved(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {moved(key): moved(found) for key, found in value.items()}
-            return value.replace(old, here, 1) if isinstance(value, str) and value.startswith(old) else value
-
-        if old == here or Path(moved(str(state_dict.get("best_model_path")))).is_file():
-            super().load_state_dict(moved(state_dict))
+        if old == here or Path(moved(str(state_dict.get("best_model_path")), old, here)).is_file():
+            super().load_state_dict(moved(state_dict, old, here))
 
 
 class ResumePoint(Checkpoint):
