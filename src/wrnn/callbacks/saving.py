@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 import signal
 import time
 from pathlib import Path
@@ -223,13 +224,15 @@ class StopOnNonFinite(L.Callback):
         logged = is_logged_step(trainer)
         if pl_module.device.type != "cpu" and not logged:
             return
-        gradients = [weight.grad for weight in pl_module.parameters() if weight.grad is not None]
+        gradients = [
+            weight.grad for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None
+        ]
         norm = torch.nn.utils.get_total_norm(gradients)
         if logged:
             pl_module.log("train/gradient_norm", norm)
         assert self._loss is not None
-        spoilt = not (torch.isfinite(norm) or all(torch.isfinite(gradient).all() for gradient in gradients))
-        if spoilt or not torch.isfinite(self._loss):
+        spoilt = not (math.isfinite(norm) or all(torch.isfinite(gradient).all() for gradient in gradients))
+        if spoilt or not math.isfinite(self._loss):
             rate = optimizer.param_groups[0]["lr"]
             raise DivergedError(
                 f"diverged at step {trainer.global_step + 1}: loss {self._loss.item():g},"

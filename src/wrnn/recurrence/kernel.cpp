@@ -80,6 +80,7 @@ namespace {
 
 constexpr int LANES = VECTOR_BYTES / sizeof(real);
 constexpr int MAX_M = 4, MAX_V = 4;
+constexpr int PROJECTED = 6;                          // sums along the ring at once
 constexpr int SUMS = VECTOR_BYTES == 64 ? 24 : 12;    // registers for sums
 constexpr int ROWS_AT_ONCE = VECTOR_BYTES == 64 ? 6 : 3;
 constexpr size GROUPS = 32;                           // sums over samples: this many parts
@@ -119,10 +120,13 @@ inline size thread_number() {
 
 inline vec squared(vec x) { return x * x; }
 
-inline real total(vec x) {
-    real sum = 0;
-    for (int lane = 0; lane < LANES; ++lane) sum += x[lane];
-    return sum;
+inline real total(vec x) {  // by halves: one after the other the lanes would wait for each other
+    real lanes[LANES];
+    store(lanes, x);
+#pragma GCC unroll 8
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+    return lanes[0];
 }
 
 inline vec tanh_of(vec x) {
@@ -219,8 +223,8 @@ std::vector<Block> split(size length, size most) {  // as even as can be
     return blocks;
 }
 
-// Calls function<M, V>() for run-time M and V.
-template <typename F> inline void with_tile(size m, size v, F function) {
+// Calls function<M, V>() for run-time M and V. By reference: a copy of what it captures stalls on its own stores.
+template <typename F> inline void with_tile(size m, size v, const F &function) {
     switch (m * 8 + v) {
 #define TILE(M, V) \
     case M * 8 + V: return function(std::integral_constant<int, M>(), std::integral_constant<int, V>());
@@ -366,8 +370,8 @@ struct Plan {
         for (int lane = 0; lane < LANES; ++lane) tail[lane] = width - LANES + lane < N ? -1 : 0;
         chunk = std::min<size>(T, std::max<size>(1, std::min<size>(16, 1024 / width)));
         channel_blocks = split(C, MAX_M);
-        feature_blocks = split(I, MAX_M);
-        output_blocks = split(O, MAX_M);
+        feature_blocks = split(I, PROJECTED);
+        output_blocks = split(O, PROJECTED);
         vector_blocks.resize(MAX_M + 1);
         for (size m = 1; m <= MAX_M; ++m) vector_blocks[m] = split(vectors, std::min<size>(MAX_V, SUMS / m));
         for (size c = 0; c < C; ++c)
@@ -456,34 +460,47 @@ struct Plan {
     // totals[i] = sum over the ring of rows_i * state
     void project(real *totals, const real *projection, const std::vector<Block> &blocks, const real *state) const {
         for (const Block &block : blocks) {
-            vec sums[MAX_M] = {};
-            for (size c = 0; c < C; ++c) {
-                const real *rows_c = projection + (block.start * C + c) * width;
-                const real *row = state + origin + c * stride;
-                for (size v = 0; v < width; v += LANES) {
-                    const vec h = load(row + v);
-                    for (size i = 0; i < block.count; ++i) sums[i] += h * load(rows_c + i * C * width + v);
-                }
+            const real *rows = projection + block.start * C * width;
+            real *to = totals + block.start;
+            switch (block.count) {
+                case 1: project<1>(to, rows, state); break;
+                case 2: project<2>(to, rows, state); break;
+                case 3: project<3>(to, rows, state); break;
+                case 4: project<4>(to, rows, state); break;
+                case 5: project<5>(to, rows, state); break;
+                case PROJECTED: project<PROJECTED>(to, rows, state); break;
             }
-            for (size i = 0; i < block.count; ++i) totals[block.start + i] = total(sums[i]);
         }
+    }
+
+    template <int M> void project(real *totals, const real *rows, const real *state) const {
+        vec sums[M] = {};
+        for (size c = 0; c < C; ++c) {
+            const real *rows_c = rows + c * width, *row = state + origin + c * stride;
+            for (size v = 0; v < width; v += LANES) {
+                const vec h = load(row + v);
+                UNROLLED for (int m = 0; m < M; ++m) sums[m] += h * load(rows_c + m * C * width + v);
+            }
+        }
+        UNROLLED for (int m = 0; m < M; ++m) totals[m] = total(sums[m]);
     }
 };
 
 struct Worker {  // what one thread needs to run samples forward
     const Plan &plan;
-    std::vector<Term> terms;
+    Array<Term> terms;
     Array<real> scratch, states;  // states: two slots
-    explicit Worker(const Plan &plan) : plan(plan), scratch(plan.C * plan.width), states(2 * plan.slot) {
-        terms.reserve(std::max(plan.I, plan.O));
-    }
+    explicit Worker(const Plan &plan)
+        : plan(plan), terms(std::max(plan.I, plan.O)), scratch(plan.C * plan.width), states(2 * plan.slot) {}
 
     void set_terms(Step &step, const real *factors, const real *rows, size count) {
-        terms.clear();
+        step.terms = terms;
         for (size i = 0; i < count; ++i)
-            if (factors[i] != 0) terms.push_back({rows + i * plan.C * plan.width, factors[i]});
-        step.terms = terms.data();
-        step.num_terms = size(terms.size());
+            if (factors[i] != 0) {
+                Term &term = terms[step.num_terms++];
+                term.rows = rows + i * plan.C * plan.width;
+                term.factor = factors[i];
+            }
     }
 
     void advance(size b, size t, const real *from, real *to, real *out) {
@@ -535,13 +552,13 @@ void run_forward(const Call &call) {
     }
 }
 
-// Gradients that are sums over samples: of one sample in `real`, of a group and of all in double.
+// Gradients that are sums over samples: of one sample in `real`, of several in double.
 struct Sums {
     const Plan &plan;
     size kernel_numel, rows_numel;
-    Array<real> kernel, input_rows, readout_rows;           // one sample
-    Array<double> kernel_sum, input_sum, readout_sum;       // one group
-    std::vector<Block> input_blocks, readout_blocks;        // of the rows
+    Array<real> kernel, input_rows, readout_rows;      // one sample
+    Array<double> kernel_sum, input_sum, readout_sum;  // several
+    std::vector<Block> input_blocks, readout_blocks;   // of the rows
     explicit Sums(const Plan &plan) : plan(plan), kernel_numel(plan.C * size(plan.gradient_offsets.size())),
         rows_numel(plan.C * plan.width), kernel(plan.call.grad_kernel ? kernel_numel * LANES : 0),
         input_rows(inputs() * rows_numel), readout_rows(outputs() * rows_numel), kernel_sum(kernel_numel),
@@ -564,26 +581,33 @@ struct Sums {
         std::memset(static_cast<void *>(kernel), 0, kernel.length * sizeof(real));
     }
 
-    static void finish(Array<real> &sample, Array<double> &group) {
-        for (size i = 0; i < sample.length; ++i) {
-            group[i] += sample[i];
-            sample[i] = 0;
+    void move_to(Sums &all) {
+        finish(kernel_sum, all.kernel_sum);
+        finish(input_sum, all.input_sum);
+        finish(readout_sum, all.readout_sum);
+    }
+
+    template <typename T> static void finish(Array<T> &part, Array<double> &sum) {
+        T *from = part;
+        double *to = sum;
+        for (size i = 0; i < part.length; ++i) {
+            to[i] += from[i];
+            from[i] = 0;
         }
     }
 };
 
 struct BackwardWorker : Worker {
     size segment;
+    Sums sums;
     Array<real> activities;  // (segment + 1) slots: before the segment, then after each of its steps
     Array<real> gradients;   // chunk slots: the gradient before the nonlinearity
     Array<real> factors, state_gradient;
     Array<double> totals;
-    std::vector<size> slots;
+    Array<size> slots;
     explicit BackwardWorker(const Plan &plan, size segment)
-        : Worker(plan), segment(segment), activities((segment + 1) * plan.slot), gradients(plan.chunk * plan.slot),
-          factors(plan.chunk * MAX_M), state_gradient(plan.slot), totals(plan.width) {
-        for (size s = 0; s < plan.chunk; ++s) slots.push_back(s * plan.slot);
-    }
+        : Worker(plan), segment(segment), sums(plan), activities((segment + 1) * plan.slot), gradients(plan.chunk * plan.slot),
+          factors(plan.chunk * MAX_M), state_gradient(plan.slot), totals(plan.width), slots(plan.chunk) {}
 
     real *activity(size step_in_segment) { return activities + (step_in_segment + 1) * plan.slot; }
 
@@ -629,14 +653,17 @@ struct BackwardWorker : Worker {
     void add_rows(real *sums_rows, const std::vector<Block> &blocks, const real *first_slot, size steps, F factor) {
         const size C = plan.C, width = plan.width;
         for (const Block &block : blocks) {
-            bool any = false;
-            for (size s = 0; s < steps; ++s)
+            size used = 0;  // steps that add something
+            for (size s = 0; s < steps; ++s) {
+                bool adds = false;
                 for (size m = 0; m < block.count; ++m) {
                     const real f = factor(s, block.start + m);
-                    factors[s * block.count + m] = f;
-                    any |= f != 0;
+                    factors[used * block.count + m] = f;
+                    adds |= f != 0;
                 }
-            if (!any) continue;
+                if (adds) slots[used++] = s * plan.slot;
+            }
+            if (!used) continue;
             for (size c = 0; c < C; ++c)
                 for (const Block &part : plan.vector_blocks[block.count])
                     with_tile(block.count, part.count, [&](auto count_m, auto count_v) __attribute__((always_inline)) {
@@ -646,7 +673,7 @@ struct BackwardWorker : Worker {
                         for (int m = 0; m < M; ++m)
                             for (int v = 0; v < V; ++v) sums[m][v] = load(row + m * C * width + v * LANES);
                         contract<M, V>(sums, first_slot + plan.origin + c * plan.stride + part.start * LANES,
-                                       slots.data(), factors, steps);
+                                       slots, factors, used);
                         for (int m = 0; m < M; ++m)
                             for (int v = 0; v < V; ++v) store(row + m * C * width + v * LANES, sums[m][v]);
                     });
@@ -654,8 +681,7 @@ struct BackwardWorker : Worker {
     }
 
     // Steps [start, stop) of sample b, a chunk of the segment that starts at `segment_start`.
-    void chunk(size b, size segment_start, size start, size stop, real *carry, Sums &sums, real *shared,
-               size shared_start) {
+    void chunk(size b, size segment_start, size start, size stop, real *carry, real *shared, size shared_start) {
         const Call &call = plan.call;
         const size unit = plan.C * plan.N, T = plan.T, steps = stop - start;
         for (size t = stop - 1; t >= start; --t) {
@@ -719,8 +745,7 @@ void run_backward(const Call &call) {
     const bool shares = call.grad_drive && call.shared;
     const size segments = ((shares ? std::min<size>(T, 16) : T) + segment - 1) / segment;
     const size span = segments * segment;  // steps between two sums over the samples
-    std::vector<std::unique_ptr<Sums>> sums;
-    for (size g = 0; g < groups; ++g) sums.emplace_back(new Sums(plan));
+    Sums sums(plan);
     Array<real> carries(B * plan.slot), shared(shares ? groups * span * padded : 0);
     std::vector<std::unique_ptr<BackwardWorker>> workers;
     for (size thread = 0; thread < call.threads; ++thread) workers.emplace_back(new BackwardWorker(plan, segment));
@@ -731,7 +756,7 @@ void run_backward(const Call &call) {
         BackwardWorker &worker = *workers[thread_number()];
         for (size span_start = (T - 1) / span * span; span_start >= 0; span_start -= span) {
             const size span_stop = std::min(T, span_start + span);
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, 1) ordered
             for (size g = 0; g < groups; ++g) {
                 real *group_shared = shares ? shared + g * span * padded : nullptr;
                 if (shares) std::memset(group_shared, 0, span * padded * sizeof(real));
@@ -742,12 +767,14 @@ void run_backward(const Call &call) {
                         const size segment_stop = std::min(T, s + segment);
                         worker.bring_activities(b, s, segment_stop);
                         for (size c = s + (segment_stop - 1 - s) / plan.chunk * plan.chunk; c >= s; c -= plan.chunk)
-                            worker.chunk(b, s, c, std::min(segment_stop, c + plan.chunk), carry, *sums[g],
-                                         group_shared, span_start);
+                            worker.chunk(b, s, c, std::min(segment_stop, c + plan.chunk), carry, group_shared,
+                                         span_start);
                     }
-                    sums[g]->finish_sample();
+                    worker.sums.finish_sample();
                     if (span_start == 0 && call.grad_state) worker.to_state(b, carry);
                 }
+#pragma omp ordered
+                worker.sums.move_to(sums);
             }
             if (shares) {
 #pragma omp for schedule(static)
@@ -764,14 +791,8 @@ void run_backward(const Call &call) {
             }
         }
     }
-    Sums &first = *sums[0];
-    for (size g = 1; g < groups; ++g) {
-        for (size i = 0; i < first.kernel_sum.length; ++i) first.kernel_sum[i] += sums[g]->kernel_sum[i];
-        for (size i = 0; i < first.input_sum.length; ++i) first.input_sum[i] += sums[g]->input_sum[i];
-        for (size i = 0; i < first.readout_sum.length; ++i) first.readout_sum[i] += sums[g]->readout_sum[i];
-    }
     if (call.grad_kernel) {
-        const double *from = first.kernel_sum;
+        const double *from = sums.kernel_sum;
         for (const Block &block : plan.channel_blocks)
             for (size r = 0; r < size(plan.gradient_offsets.size()); r += ROWS_AT_ONCE)
                 for (size m = 0; m < block.count; ++m)
@@ -780,7 +801,7 @@ void run_backward(const Call &call) {
     }
     for (size c = 0; c < plan.C; ++c)
         for (size n = 0; n < plan.N; ++n) {
-            const double *from = first.input_sum + c * plan.width + n;
+            const double *from = sums.input_sum + c * plan.width + n;
             if (call.grad_bias) call.grad_bias[c * plan.N + n] = real(from[0]);
             if (call.grad_input_weight)
                 for (size i = 0; i < plan.I; ++i)
@@ -788,7 +809,7 @@ void run_backward(const Call &call) {
             if (call.grad_readout)
                 for (size o = 0; o < plan.O; ++o)
                     call.grad_readout[o * unit + c * plan.N + n] =
-                        real(first.readout_sum[o * padded + c * plan.width + n]);
+                        real(sums.readout_sum[o * padded + c * plan.width + n]);
         }
 }
 
