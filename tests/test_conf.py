@@ -63,6 +63,11 @@ def test_experiments_and_sweeps_build_with_every_model(compose_config: Compose, 
     build(compose_config(choice))
 
 
+def test_a_core_without_a_choice_of_loops_says_so(compose_config: Compose, capsys: pytest.CaptureFixture[str]) -> None:
+    build(compose_config("model=indrnn", "task=copy", "recurrence=reference"))
+    assert "recurrence=reference: model=indrnn takes none; ignored" in "".join(capsys.readouterr())
+
+
 def test_every_pairing_belongs_to_a_model_and_a_task() -> None:
     assert set(option_names("pairing")) <= {f"{model}_{task}" for model, task in PAIRS}
 

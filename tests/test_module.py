@@ -1,5 +1,6 @@
 """The module's recorded training step, without a GPU to record it on."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 from conftest import TINY_COPY, Compose
 from wrnn.cores.wrnn import TravelingWaveRNN
 from wrnn.errors import ConfigError
+from wrnn.loggers import read_metrics
 from wrnn.precision import float32_products, without_denormals
 from wrnn.training import build, load_run, train
 
@@ -209,6 +211,12 @@ def test_a_schedule_spans_the_budget(compose_config: Compose, task: str, schedul
     assert [group["max_lr"] for group in apart["optimizer"].param_groups] == pytest.approx([1e-3, 2.5e-4, 2.5e-4])
     if scheduler == "cosine":
         assert rates == sorted(rates, reverse=True) and rates[49] == pytest.approx(0.25, rel=0.05)
+
+
+def test_a_cosine_ends_with_the_shorter_of_two_budgets(compose_config: Compose, tmp_path: Path) -> None:
+    words = ("scheduler=cosine", "trainer.max_steps=60000", "trainer.max_epochs=3", f"paths.run_dir={tmp_path}/run")
+    train(compose_config(*TINY_COPY, *words))
+    assert read_metrics(tmp_path / "run/metrics.csv")["train/learning_rate"][1][-1] < 2e-5
 
 
 def test_readouts_start_as_released(compose_config: Compose) -> None:

@@ -75,10 +75,12 @@ def test_what_was_different_then_is_told(
     record["starts"][-1]["versions"]["torch"] = "1.0"
     record["starts"][-1]["git"] = {"commit": "abc", "changed": False}
     record["starts"][-1]["hardware"]["threads"] = 1
+    record["starts"][-1]["code"]["wrnn.cores.wrnn"] = "def"
     write_json(elsewhere / "run/environment.json", record)
     replay(Path("run"))
     out = capsys.readouterr().out
     assert f"torch was 1.0, is {version('torch')}" in out and re.search("commit was abc, is ", out)
+    assert "not as it was: wrnn.cores.wrnn was def, is " in out
 
 
 def test_a_damaged_folder_is_told_before_anything_is_trained(

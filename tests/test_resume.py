@@ -80,13 +80,38 @@ def test_a_signal_between_two_batches_costs_none(
     assert_same_run(folder, tmp_path / "whole")
 
 
+@pytest.mark.parametrize("signalled", [False, True])
+def test_the_validation_that_closes_a_run_is_not_lost(
+    compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signalled: bool
+) -> None:
+    words = (*TINY_COPY, "trainer.log_every_n_steps=10")
+    train(compose_config(*words, f"paths.run_dir={tmp_path}/whole"))
+    validate = SequenceModule.validation_step
+
+    def stop(self: SequenceModule, batch: SequenceBatch, batch_idx: int) -> None:
+        if self.global_step == 15:  # the budget, in mid-epoch
+            if not signalled:
+                raise RuntimeError("killed")
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)  # a second one, of another kind: at once
+        validate(self, batch, batch_idx)
+
+    with monkeypatch.context() as patched, pytest.raises((RuntimeError, Interrupted)):
+        patched.setattr(SequenceModule, "validation_step", stop)
+        train(compose_config(*words, f"paths.run_dir={tmp_path}/stopped"))
+    train(compose_config(*words, "ckpt_path=last", f"paths.run_dir={tmp_path}/stopped"))
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+    assert not (tmp_path / "stopped/checkpoints/closing.ckpt").exists()
+
+
+@pytest.mark.parametrize("together", [3, 6])
 @pytest.mark.parametrize("at", [4, 5, 8])  # of batches summed by threes, six in an epoch: in and between the groups
 def test_a_signal_within_a_sum_of_gradients_loses_none(
-    compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+    compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, together: int
 ) -> None:
-    words = (*TINY_COPY, "trainer.accumulate_grad_batches=3", "trainer.max_steps=5")
+    words = (*TINY_COPY, f"trainer.accumulate_grad_batches={together}", "trainer.max_steps=5")
     whole = train(compose_config(*words, f"paths.run_dir={tmp_path}/whole"))
-    assert (whole["steps"], whole["epochs"]) == (5, 2.5)
+    assert (whole["steps"], whole["epochs"]) == (5, 5 * together / 6)
     step, seen = SequenceModule.training_step, []
 
     def stop(self: SequenceModule, batch: SequenceBatch, batch_idx: int) -> torch.Tensor:
@@ -98,6 +123,8 @@ def test_a_signal_within_a_sum_of_gradients_loses_none(
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
         patched.setattr(SequenceModule, "training_step", stop)
         train(compose_config(*words, f"paths.run_dir={tmp_path}/stopped"))
+    saved = torch.load(tmp_path / "stopped/checkpoints/last.ckpt", weights_only=True)["global_step"]
+    assert saved in (max(1, at // together - 1), max(1, at // together), at // together + 1)
     train(compose_config(*words, "ckpt_path=last", f"paths.run_dir={tmp_path}/stopped"))
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
@@ -186,6 +213,14 @@ def test_a_run_that_ended_itself_and_was_stopped_before_its_test_makes_no_more_s
     (tmp_path / "stopped/results.json").unlink()
     train(compose_config(*words, "ckpt_path=last", f"paths.run_dir={tmp_path}/stopped"))
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_a_run_that_gave_up_goes_on_under_other_deadlines(compose_config: Compose, tmp_path: Path) -> None:
+    words = (*TINY_COPY, "callbacks=give_up", f"paths.run_dir={tmp_path}/run")
+    assert train(compose_config(*words, "callbacks.give_up.deadlines=[[6,0.0]]"))["steps"] == 6
+    assert train(compose_config(*words, "callbacks.give_up.deadlines=[[6,0.1]]", "ckpt_path=last"))["steps"] == 6
+    done = train(compose_config(*words, "callbacks.give_up.deadlines=[[6,9.0]]", "ckpt_path=last"))
+    assert done["steps"] == 15 and "gave_up" not in done
 
 
 def test_a_run_folder_that_was_moved_knows_its_best(compose_config: Compose, tmp_path: Path) -> None:

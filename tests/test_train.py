@@ -14,9 +14,9 @@ import torch
 
 import wrnn
 from conftest import CONF, ROOT, TINY_COPY, TINY_PSMNIST, Compose, needs_triton
-from wrnn import cli
+from wrnn import cli, runs
 from wrnn.errors import ConfigError, DivergedError
-from wrnn.files import read_json
+from wrnn.files import read_json, write_json
 from wrnn.loggers import read_metrics
 from wrnn.runs import ENVIRONMENT, RESULTS
 from wrnn.training import evaluate, train
@@ -63,7 +63,6 @@ def test_a_finished_run_can_be_tested_again_and_opened(finished: Path, capsys: p
     done = command(f"run={finished}", script="evaluate", cwd=finished.parent)
     assert done.returncode == 0 and "test/accuracy" in done.stdout, done.stderr
     run = wrnn.load_run(finished)
-    run.task.setup()
     batch = run.task.make_batch("test", 0, 0)
     with torch.no_grad():
         outputs, _ = run.core(batch.inputs, last_only=True)
@@ -72,6 +71,41 @@ def test_a_finished_run_can_be_tested_again_and_opened(finished: Path, capsys: p
     assert evaluate(finished)["test/accuracy"] == pytest.approx(results["test/accuracy"])
     with pytest.raises(ConfigError, match="checkpoint=first: must be best or last"):
         wrnn.load_run(finished, checkpoint="first")
+
+
+def test_code_that_is_not_what_it_was_is_told(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    older = shutil.copytree(finished, tmp_path / "older")
+    evaluate(older)
+    assert "not as it was" not in capsys.readouterr().out
+    record = read_json(older / "environment.json")
+    assert record is not None and {"wrnn.cores.wrnn", "wrnn.cores.base"} <= set(record["starts"][-1]["code"])
+    record["starts"][-1]["code"]["wrnn.cores.wrnn"] = "0"
+    write_json(older / "environment.json", record)
+    evaluate(older)
+    assert "not as it was: wrnn.cores.wrnn\n" in capsys.readouterr().out
+    config = (older / "config.yaml").read_text()
+    (older / "config.yaml").write_text(config.replace("ring_size: 5", "ring_size: 6"))
+    with pytest.raises(ConfigError, match=r"its weights are not those of model=wrnn as it is now\. size mismatch for"):
+        wrnn.load_run(older)
+
+
+def test_a_file_that_git_does_not_know_is_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*words: str) -> None:
+        me = ("-c", "user.name=me", "-c", "user.email=me@here")
+        subprocess.run(["git", "-C", str(tmp_path), *me, *words], check=True, capture_output=True)
+
+    (tmp_path / "src").mkdir()
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "src/runs.py"))
+    git("init")
+    git("commit", "--allow-empty", "-m", "first")
+    (tmp_path / "notes.txt").touch()
+    found = runs.git_state()
+    assert found is not None and not found["changed"]
+    (tmp_path / "src/mine.py").touch()
+    found = runs.git_state()
+    assert found is not None and found["changed"]
 
 
 def test_one_seed_gives_one_result(compose_config: Compose, tmp_path: Path) -> None:
@@ -180,9 +214,11 @@ REFUSED = {
     "logger=wandb logger.wandb.finish_timeout=-1": "finish_timeout=-1: must be a number of at least 0",
     "task.monitor.select=bset": "task.monitor.select='bset': must be one of best, last",
     "task.monitor.mode=max": "task.monitor.mode=max: must be min for val/cross_entropy",
+    "scheduler=plateau scheduler.monitor=val/accuracy": "scheduler.scheduler.mode=min: must be max for val/accuracy",
     "ckpt_path=last": "ckpt_path=last: no run with these settings",
     "ckpt_path=nowhere.ckpt": r"ckpt_path=nowhere\.ckpt: no such file",
     "trainer.max_steps=many": "trainer",
+    "trainer.max_steps=-1": "no budget: set max_epochs or max_steps in conf/task/copy.yaml",
     "init=shift init.weight.velocity=2": r"init\.weight\.velocity=2: must be a number in \[0, 1\]",
     "init=shift model.core.kernel_size=1": "init=shift: needs an odd kernel_size of at least 3",
 }

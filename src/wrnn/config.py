@@ -109,6 +109,18 @@ def check(cfg: DictConfig, groups: Collection[str] | None = None) -> None:
         _check_built(plain, path, or_null=path not in _BUILT)
     for path, node in _targets(plain, ""):
         _check_target(path, node)
+    if groups is None:
+        _check_budget(plain)
+
+
+def _check_budget(plain: dict[str, Any]) -> None:
+    """A run must end: a task of one's own may have forgotten to say when."""
+    limits = [_at(plain, f"trainer.{key}") for key in ("max_epochs", "max_steps", "max_time")]
+    if all(limit in (None, -1) for limit in limits) and not _at(plain, "callbacks.solved_step.stop"):
+        raise ConfigError(
+            f"no budget: set max_epochs or max_steps in conf/task/{_at(plain, 'task.name')}.yaml,"
+            " or trainer.max_epochs, trainer.max_steps or trainer.max_time"
+        )
 
 
 def _check_names(node: DictConfig, path: str) -> None:

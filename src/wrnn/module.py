@@ -102,14 +102,14 @@ class SequenceModule(L.LightningModule):
             torch.manual_seed(seed)
 
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> Tensor:
-        """One batch; its loss and metrics are handed to Lightning at the steps that are logged: it takes its time."""
+        """One batch; its metrics are computed at the steps that are logged."""
         if self.cuda_graphs:
             loss, outputs = self.replayed(batch)
         else:
             outputs = self._outputs(batch, "train")
             loss, outputs = self.objective.loss(outputs, batch.targets), outputs.detach()
+        self.log("train/loss", loss, prog_bar=True)
         if is_logged_step(self.trainer):
-            self.log("train/loss", loss, prog_bar=True)
             metrics = self._metrics("train")
             self.log_dict(metrics(outputs, batch.targets))
             metrics.reset()
@@ -180,7 +180,8 @@ class SequenceModule(L.LightningModule):
         make_scheduler = self.schedule.scheduler
         if isinstance(make_scheduler, partial):
             words = dict(make_scheduler.keywords)
-            if words.get("total_steps") == -1:
+            budget = -1 if self._trainer is None else self._trainer.max_steps
+            if words.get("total_steps") in (-1, budget):  # which max_epochs may cut short
                 words["total_steps"] = self._steps_in_all()
             if "max_lr" in words:
                 words["max_lr"] = [words["max_lr"] * scale for scale in scales]
@@ -234,6 +235,7 @@ class _Step(nn.Module):
 
 
 def is_logged_step(trainer: L.Trainer) -> bool:
-    """Whether the training step that is under way is one whose metrics are logged."""
+    """Whether the training step that is under way is one whose metrics are logged; the last of `max_steps` is."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by Lightning's logger connector
-    return (trainer.global_step + 1) % every == 0
+    step = trainer.global_step + 1
+    return step % every == 0 or step == trainer.max_steps

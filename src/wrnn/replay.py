@@ -100,6 +100,11 @@ def changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
         for name in {**then[part], **now[part]}
         if then[part].get(name) != now[part].get(name)
     ]
+    found += [
+        f"{name} was {digest}, is {now['code'].get(name)}"
+        for name, digest in then.get("code", {}).items()
+        if now["code"].get(name) != digest
+    ]
     before, after = then["git"] or {}, now["git"] or {}
     if before.get("commit") != after.get("commit"):
         found.append(f"commit was {before.get('commit')}, is {after.get('commit')}")

@@ -5,6 +5,8 @@ metrics.csv, results.json once the run has ended, checkpoints/{best,last}.ckpt, 
 state_over_time.png.
 """
 
+import hashlib
+import importlib.util
 import os
 import pickle
 import platform
@@ -12,7 +14,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from datetime import datetime
 from importlib import metadata
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 import wrnn
@@ -178,6 +181,7 @@ def environment(cfg: DictConfig) -> dict[str, Any]:
             **{name: metadata.version(name) for name in PACKAGES},
         },
         "git": git_state(),
+        "code": code_state(cfg),
         "hardware": {
             "cpu": cpu_name(),
             "threads": torch.get_num_threads(),
@@ -189,8 +193,39 @@ def environment(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
+def code_state(cfg: DictConfig) -> dict[str, str]:
+    """The modules that define core, readout, task and objective, bases of their own included, with their digests."""
+    kinds = [
+        get_class(OmegaConf.select(cfg, f"{path}._target_"))
+        for path in ("model.core", "model.readout", "task.datamodule", "task.objective")
+    ]
+    own = {__package__, *(kind.__module__.split(".")[0] for kind in kinds)}
+    modules = {base.__module__ for kind in kinds for base in kind.__mro__}
+    mine = sorted(name for name in modules if name.split(".")[0] in own and name.split(".")[0] not in PACKAGES)
+    return {name: digest for name in mine if (digest := _digest(name)) is not None}
+
+
+def _digest(module: str) -> str | None:
+    try:
+        found = importlib.util.find_spec(module)
+        return hashlib.sha256(Path(str(found and found.origin)).read_bytes()).hexdigest()[:12]
+    except (ImportError, OSError, ValueError):
+        return None
+
+
+def changed_code(folder: Path) -> list[str]:
+    """The modules of a run's core, readout, task and objective that are not what they were when it started."""
+    with suppress(ConfigError, LookupError, TypeError):
+        then: dict[str, str] = (read_json(folder / ENVIRONMENT) or {})["starts"][-1]["code"]
+        return [name for name, digest in then.items() if _digest(name) != digest]
+    return []
+
+
+_SOURCES = ("--", ":/src", ":/conf")  # a core that git does not know yet is in none of its commits
+
+
 def git_state() -> dict[str, Any] | None:
-    """Commit of the source tree and whether files differ from it; None outside a git checkout."""
+    """Commit of the source tree and whether its code or configs differ from it; None outside a git checkout."""
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -198,7 +233,7 @@ def git_state() -> dict[str, Any] | None:
         return done.stdout.strip()
 
     try:
-        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "-uno"))}
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", *_SOURCES))}
     except (OSError, subprocess.SubprocessError):
         return None
 

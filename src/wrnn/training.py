@@ -43,6 +43,7 @@ from wrnn.module import Schedule, SequenceModule
 from wrnn.objectives import Objective
 from wrnn.paper import ledger
 from wrnn.precision import PRECISIONS, float32_products, without_denormals
+from wrnn.recurrence.notices import say_once
 from wrnn.tasks.base import Task
 
 Kind = TypeVar("Kind", bound=Callback)
@@ -87,6 +88,9 @@ def build(cfg: DictConfig) -> Parts:
     task: Task = _make("task.datamodule", cfg.task.datamodule)
     core: Core = _make("model.core", cfg.model.core, **_facts(cfg.model.core._target_, task))
     _guarded(partial(_freeze, core, cfg.model.get("frozen", False)))
+    recurrence = cfg.get("recurrence", "auto")
+    if recurrence != "auto" and "recurrence" not in cfg.model.core:
+        say_once(f"recurrence={recurrence}: model={cfg.model.name} takes none; ignored")
     readout: nn.Module = _make(
         "model.readout", cfg.model.readout, input_size=core.output_size, output_size=task.output_size
     )
@@ -132,10 +136,20 @@ def _check_metrics(cfg: DictConfig, objective: Objective) -> None:
         if metric is not None:
             _guarded(partial(one_of, f"task.monitor.{key}" if key else "scheduler.monitor", metric, logged))
     _guarded(partial(one_of, "task.monitor.select", cfg.task.monitor.select, ("best", "last")))
-    for metric in filter(None, (cfg.task.monitor.metric, cfg.task.monitor.solved_metric)):
-        mode = _MODES.get(metric.rpartition("/")[2])
-        if mode not in (None, cfg.task.monitor.mode):
-            raise ConfigError(f"task.monitor.mode={cfg.task.monitor.mode}: must be {mode} for {metric}")
+
+
+def _check_modes(cfg: DictConfig) -> None:
+    """Whatever watches a metric must know which way it gets better."""
+    for node, metric, mode in (
+        ("task.monitor", "metric", "mode"),
+        ("callbacks.solved_step", "metric", "mode"),
+        ("callbacks.give_up", "metric", "mode"),
+        ("scheduler", "monitor", "scheduler.mode"),
+    ):
+        watched, asked = (OmegaConf.select(cfg, f"{node}.{key}") for key in (metric, mode))
+        right = _MODES.get(str(watched).rpartition("/")[2])
+        if right is not None and asked not in (None, right):
+            raise ConfigError(f"{node}.{mode}={asked}: must be {right} for {watched}")
 
 
 def _facts(target: str, task: Task) -> dict[str, int]:
@@ -173,6 +187,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     Raises: ConfigError, DivergedError, OutOfMemory, Interrupted; see `wrnn.errors`.
     """
     check(cfg)
+    _check_modes(cfg)
     parts = build(cfg)
     parts.module.configure_optimizers()  # once before anything is written, so that bad settings leave nothing behind
     folder, checkpoint = runs.choose(cfg)
@@ -299,6 +314,8 @@ def evaluate(
     Raises: ConfigError for a folder or a checkpoint that cannot be read.
     """
     run = load_run(folder, checkpoint, data_dir)
+    if modules := runs.changed_code(folder):
+        print(f"not as it was: {', '.join(modules)}", flush=True)
     _quieten_libraries()
     trainer = L.Trainer(
         accelerator=accelerator, devices=1, precision=run.config.trainer.precision, logger=False,
@@ -320,7 +337,7 @@ def load_run(folder: str | Path, checkpoint: str | None = None, data_dir: str | 
         checkpoint: `best` or `last`; None is the one that the run tested, or `last` for a stopped run.
         data_dir: where the data are now; None is where the run found them.
 
-    Raises: ConfigError for a folder or a checkpoint that cannot be read.
+    Raises: ConfigError for a folder or a checkpoint that cannot be read, or that the code as it is now does not fit.
     """
     folder = Path(folder)
     cfg = runs.load_config(folder)
@@ -333,7 +350,13 @@ def load_run(folder: str | Path, checkpoint: str | None = None, data_dir: str | 
         runs.move(cfg, "data_dir", data_dir)
     with torch.random.fork_rng(devices=[]):
         parts = build(cfg)
-    parts.module.load_state_dict(runs.read_checkpoint(path)["state_dict"])
+    try:
+        parts.module.load_state_dict(runs.read_checkpoint(path)["state_dict"])
+    except RuntimeError as error:
+        details = " ".join(str(error).split("\n\t")[1:2]).strip()
+        raise ConfigError(
+            f"{path}: its weights are not those of model={cfg.model.name} as it is now. {details}"
+        ) from error
     parts.module.eval()
     return LoadedRun(parts.task, parts.core, parts.readout, parts.module, cfg, results)
 

@@ -173,7 +173,13 @@ def test_failures_are_recorded_with_their_reason_and_retried_when_asked(
     assert "killed by the system, SIGKILL" in said and f"{good} of {good + 3} runs finished" in said
     assert said.rstrip().splitlines()[-1].startswith("error: ") and "1 bad config, 1 diverged, 1 out of memory" in said
     untouched = {run: (run / "outcome.json").stat().st_mtime_ns for run in run_folders(tmp_path / "sweep")}
-    assert "started" not in sweep()
+    assert said.rstrip().endswith("with retry=true it runs the failed ones again")
+    environment = next(tmp_path.glob("sweep/runs/*/good0-*/environment.json"))
+    record = json.loads(environment.read_text())
+    record["starts"][-1]["code"]["wrnn.cores.wrnn"] = "0"
+    environment.write_text(json.dumps(record))
+    output = sweep()
+    assert "started" not in output and "1 of those done were made by other code (wrnn.cores.wrnn)" in output
     assert len(re.findall("started", sweep("retry=true"))) == 3
     changed = {run.name for run, when in untouched.items() if (run / "outcome.json").stat().st_mtime_ns != when}
     assert {name.rpartition("-")[0] for name in changed} == {name.replace(" ", "_") for name in BAD}

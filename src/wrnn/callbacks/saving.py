@@ -63,9 +63,10 @@ class ResumePoint(Checkpoint):
     - at the end of the batch before the one that validation follows: what a kill in validation costs is one batch;
       where gradients of several batches are summed, at the last of such a group before it,
     - at the end of any other batch once `every_minutes` have passed, or when a signal came,
-    - where validation follows every batch, after the validation,
-    - when the budget ends: in mid-epoch before the validation that closes a run, so that a run with a longer budget
-      can take it up as if it had never stopped; at an epoch's end, after all of it.
+    - where validation follows every step, after the validation,
+    - when the budget ends: in mid-epoch what was before the validation that closes a run, so that a run with a longer
+      budget can take it up as if it had never stopped, but only once that validation is over, or a kill in it would
+      cost it; at an epoch's end, after all of it.
 
     A second Ctrl-C, or a signal outside of training or during its first batch, stops at once without saving: until then
     there is nothing new to save, and the first batch may take minutes where a frozen core sees all images in it.
@@ -82,6 +83,7 @@ class ResumePoint(Checkpoint):
         self.every_minutes = every_minutes
         self._saved_at = time.monotonic()
         self._saved_step = -1
+        self._closing = self.path.with_name("closing.ckpt")
         self._signal: int | None = None
         self._training = False
         self._trainer: L.Trainer | None = None
@@ -110,6 +112,7 @@ class ResumePoint(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Drop metrics that a killed run wrote after its last checkpoint, and start the clock."""
+        self._closing.unlink(missing_ok=True)  # of a run that was killed in the validation that was to close it
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCSV):
                 logger.truncate(trainer.global_step)
@@ -130,17 +133,25 @@ class ResumePoint(Checkpoint):
         """Save where it is safe and due, leave if a signal asks for it."""
         self._training = True
         if self._validation_follows(trainer, batch_idx):
-            if self._signal is not None and not self._validation_follows(trainer, batch_idx - 1):
+            saved_before = not self._validation_follows(trainer, batch_idx - 1) and not self._every_step_validates(
+                trainer
+            )
+            if self._signal is not None and saved_before:
                 self._leave()
             return
         together = trainer.accumulate_grad_batches
         if (batch_idx + 1) % together:
             return  # a sum of gradients has begun, which no checkpoint holds
         overdue = time.monotonic() - self._saved_at > 60 * self.every_minutes
-        stopping = trainer.should_stop or trainer.global_step == trainer.max_steps
         due = any(self._validation_follows(trainer, batch_idx + ahead) for ahead in range(1, together + 1))
-        if self._signal is not None or overdue or stopping or due:
+        if trainer.should_stop or trainer.global_step == trainer.max_steps:
+            if self._signal is not None and self.path.exists():
+                self._leave()
             trainer._logger_connector.update_train_step_metrics()  # else logged after this hook, or never if killed
+            trainer.save_checkpoint(self._closing, weights_only=False)
+            return
+        if self._signal is not None or overdue or due or trainer.global_step == trainer.max_steps - 1:
+            trainer._logger_connector.update_train_step_metrics()
             self._save(trainer)
         if self._signal is not None:
             self._leave()
@@ -151,22 +162,28 @@ class ResumePoint(Checkpoint):
             self._leave()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save after validation where every batch is followed by one."""
+        """Save after validation where every step is followed by one."""
         batch_idx = trainer.fit_loop.batch_idx
-        if self._training and self._validation_follows(trainer, batch_idx) and self._every_batch_validates(trainer):
+        stepped = (
+            batch_idx + 1
+        ) % trainer.accumulate_grad_batches == 0 or batch_idx + 1 >= trainer.num_training_batches
+        follows = self._training and stepped and self._validation_follows(trainer, batch_idx)
+        if follows and self._every_step_validates(trainer):
             self._save(trainer)
             if self._signal is not None:
                 self._leave()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save a budget that ended with an epoch; else let the saved callbacks know what the last validation gave."""
-        if trainer.global_step != self._saved_step:
+        closing = self._closing if self._closing.exists() else self.path
+        if closing == self.path and trainer.global_step != self._saved_step:
             self._save(trainer)
         else:
-            checkpoint = torch.load(self.path, map_location="cpu", weights_only=True)
+            checkpoint = torch.load(closing, map_location="cpu", weights_only=True)
             states = {found.state_key: found.state_dict() for found in trainer.callbacks}  # type: ignore[attr-defined]
             checkpoint["callbacks"] = {key: state for key, state in states.items() if state}
             trainer.strategy.save_checkpoint(checkpoint, self.path)
+            self._closing.unlink(missing_ok=True)
         self._training = False
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -180,8 +197,8 @@ class ResumePoint(Checkpoint):
 
     def _leave(self) -> None:
         assert self._signal is not None
-        name = signal.Signals(self._signal).name
-        raise Interrupted(self._signal, f"stopped by {name}; ckpt_path=last goes on from {self.path}")
+        left = f"ckpt_path=last goes on from {self.path}" if self.path.exists() else "nothing was saved yet"
+        raise Interrupted(self._signal, f"stopped by {signal.Signals(self._signal).name}; {left}")
 
     @staticmethod
     def _validation_follows(trainer: L.Trainer, batch_idx: int) -> bool:
@@ -198,8 +215,9 @@ class ResumePoint(Checkpoint):
             done += trainer.fit_loop.epoch_loop.total_batch_idx - trainer.fit_loop.batch_idx
         return done % int(every) == 0
 
-    def _every_batch_validates(self, trainer: L.Trainer) -> bool:
-        return trainer.num_training_batches == 1 or trainer.val_check_batch == 1
+    def _every_step_validates(self, trainer: L.Trainer) -> bool:
+        together, every = trainer.accumulate_grad_batches, trainer.val_check_batch
+        return trainer.num_training_batches <= together or (every is not None and together % every == 0)
 
 
 class StopOnNonFinite(L.Callback):
@@ -274,9 +292,14 @@ class SolvedStep(L.Callback):
                 raise ConfigError(f"callbacks.solved_step.metric={self.metric}: not measured; {', '.join(known)} are")
             self._look(trainer)
 
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Look at a training metric."""
-        if self.metric and self.metric.startswith("train/"):
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at a training metric after a step; between two of them gradients are summed."""
+        stepped = (
+            batch_idx + 1
+        ) % trainer.accumulate_grad_batches == 0 or batch_idx + 1 >= trainer.num_training_batches
+        if stepped and self.metric and self.metric.startswith("train/"):
             self._look(trainer)
 
     def _look(self, trainer: L.Trainer) -> None:

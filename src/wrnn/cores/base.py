@@ -136,11 +136,12 @@ class LoopCore(Core):
     num_states: ClassVar[int] = 1
     hidden_size: int
     recurrence: str = "auto"
+    _compiled: Callable[..., Any] | None = None
 
     def use(self, recurrence: str) -> None:
         """Set how the loop is computed, one of LOOPS. Raises: ValueError for another word."""
         self.recurrence = one_of("recurrence", recurrence, LOOPS)
-        self._compiled: Callable[..., Any] | None = None
+        self._compiled = None
 
     @property
     def output_size(self) -> int:

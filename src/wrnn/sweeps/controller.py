@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,6 +16,7 @@ from filelock import Timeout
 
 from wrnn.errors import ConfigError, Interrupted, SweepIncomplete
 from wrnn.files import folder_lock, read_json, write_json
+from wrnn.runs import changed_code
 from wrnn.sweeps.plan import FAILURES, OUTCOME, UNENDED, PlannedRun, estimate, in_use, status
 
 SWEEP = "sweep.json"
@@ -110,6 +112,14 @@ def announce(sweep_dir: Path, runs: Sequence[PlannedRun], retry: bool, at_once: 
     also = f", {len(failed)} failed ({'to be retried' if retry else 'retry=true runs them again'})" if failed else ""
     time_left = f"; {estimate(todo, done, at_once)}" if todo else ""
     print(f"{sweep_dir}: {len(runs)} runs, {len(done)} done{also}, {len(todo)} to do{time_left}", flush=True)
+    changed = [modules for run, _ in done if (modules := changed_code(run.folder))]
+    if changed:
+        names = ", ".join(sorted(set(chain.from_iterable(changed))))
+        print(
+            f"{len(changed)} of those done were made by other code ({names}) and stay as they are;"
+            " to have them anew, delete their folders or give another hydra.sweep.dir",
+            flush=True,
+        )
     return todo
 
 
@@ -123,7 +133,15 @@ def concluded(sweep_dir: Path, runs: Callable[[], Sequence[PlannedRun]]) -> Iter
         raise
     left = _report(sweep_dir, runs())
     if left:
-        raise SweepIncomplete(f"{sweep_dir}: {left}; log.txt of each says more, the same command goes on")
+        raise SweepIncomplete(f"{sweep_dir}: {left}; log.txt of each says more, {_what_goes_on(runs())}")
+
+
+def _what_goes_on(runs: Sequence[PlannedRun]) -> str:
+    states = {status(run).state for run in runs}
+    if not states & set(FAILURES):
+        return "the same command goes on"
+    others = "the same command goes on with the others, and " if states & set(UNENDED) else ""
+    return f"{others}with retry=true it runs the failed ones again"
 
 
 def wait_for_requeued(runs: Sequence[PlannedRun], poll_seconds: float = 5.0) -> None:

@@ -110,12 +110,14 @@ class ImageTask(Task):
 
     def num_batches(self, split: str) -> int:
         """See `Task`."""
+        self._load_if_need_be()
         if split == "train":
             return len(self.images["train"]) // self.batch_size
         return -(-len(self.images[split]) // self.eval_batch_size)
 
     def make_batch(self, split: str, epoch: int, index: int) -> SequenceBatch:
         """See `Task`. The order of the training images is a function of (seed, epoch)."""
+        self._load_if_need_be()
         numbers = self._numbers(split, epoch, index)
         return SequenceBatch(
             self.to_inputs(self._pictures(split, numbers), split, epoch, index),
@@ -123,6 +125,11 @@ class ImageTask(Task):
             self.shared_from,
             numbers if self.is_fixed else None,
         )
+
+    def _load_if_need_be(self) -> None:
+        if not self.images:  # outside of a trainer
+            self.prepare_data()
+            self.setup()
 
     def sequences(self, split: str, numbers: Tensor) -> Tensor:
         """The inputs (B, T, I) of a split's sequences with these numbers (B,), for a task that is fixed."""

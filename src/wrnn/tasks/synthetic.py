@@ -18,19 +18,19 @@ class SyntheticTask(Task):
         batch_size, eval_batch_size: sequences in a batch.
         batches_per_epoch: training steps between two validations.
         num_val, num_test: sequences in the fixed sets.
-        order_seed: seed of the training stream; the run seed.
+        order_seed: seed of the training stream; `${seed}` in the config, or runs of all seeds train on the same data.
         eval_seed: seed of the fixed sets; the same for all runs.
     """
 
     def __init__(
         self,
-        batch_size: int,
-        eval_batch_size: int,
-        batches_per_epoch: int,
-        num_val: int,
-        num_test: int,
-        order_seed: int,
-        eval_seed: int,
+        batch_size: int = 128,
+        eval_batch_size: int = 500,
+        batches_per_epoch: int = 100,
+        num_val: int = 1000,
+        num_test: int = 10_000,
+        order_seed: int = 0,
+        eval_seed: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size)
         self.batches_per_epoch = whole_number("task.datamodule.batches_per_epoch", batches_per_epoch)
@@ -44,7 +44,7 @@ class SyntheticTask(Task):
 
     @abstractmethod
     def generate(self, num_sequences: int, random: torch.Generator) -> SequenceBatch:
-        """Draw that many sequences."""
+        """Draw that many sequences: inputs (B, T, I) float32 and the targets of the objective, all from `random`."""
 
     def num_batches(self, split: str) -> int:
         """See `Task`."""
