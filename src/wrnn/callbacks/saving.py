@@ -25,6 +25,12 @@ logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+def _stepped(trainer: L.Trainer, batch_idx: int) -> bool:
+    """Whether that batch ended with a step of the optimizer, not within a sum of gradients."""
+    done = batch_idx + 1
+    return done % trainer.accumulate_grad_batches == 0 or done >= trainer.num_training_batches
+
+
 class WholeFileIO(TorchCheckpointIO):
     """Writes a checkpoint aside, on the same disk, and renames it: a full disk or a kill leaves the old one, whole.
 
@@ -133,10 +139,8 @@ class ResumePoint(Checkpoint):
         """Save where it is safe and due, leave if a signal asks for it."""
         self._training = True
         if self._validation_follows(trainer, batch_idx):
-            saved_before = not self._validation_follows(trainer, batch_idx - 1) and not self._every_step_validates(
-                trainer
-            )
-            if self._signal is not None and saved_before:
+            unsaved = self._every_step_validates(trainer) or self._validation_follows(trainer, batch_idx - 1)
+            if self._signal is not None and not unsaved:
                 self._leave()
             return
         together = trainer.accumulate_grad_batches
@@ -164,10 +168,7 @@ class ResumePoint(Checkpoint):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save after validation where every step is followed by one."""
         batch_idx = trainer.fit_loop.batch_idx
-        stepped = (
-            batch_idx + 1
-        ) % trainer.accumulate_grad_batches == 0 or batch_idx + 1 >= trainer.num_training_batches
-        follows = self._training and stepped and self._validation_follows(trainer, batch_idx)
+        follows = self._training and _stepped(trainer, batch_idx) and self._validation_follows(trainer, batch_idx)
         if follows and self._every_step_validates(trainer):
             self._save(trainer)
             if self._signal is not None:
@@ -296,10 +297,7 @@ class SolvedStep(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Look at a training metric after a step; between two of them gradients are summed."""
-        stepped = (
-            batch_idx + 1
-        ) % trainer.accumulate_grad_batches == 0 or batch_idx + 1 >= trainer.num_training_batches
-        if stepped and self.metric and self.metric.startswith("train/"):
+        if _stepped(trainer, batch_idx) and self.metric and self.metric.startswith("train/"):
             self._look(trainer)
 
     def _look(self, trainer: L.Trainer) -> None:
