@@ -96,8 +96,8 @@ def test_a_file_that_git_does_not_know_is_a_change(tmp_path: Path, monkeypatch: 
         me = ("-c", "user.name=me", "-c", "user.email=me@here")
         subprocess.run(["git", "-C", str(tmp_path), *me, *words], check=True, capture_output=True)
 
-    (tmp_path / "src").mkdir()
-    monkeypatch.setattr(runs, "__file__", str(tmp_path / "src/runs.py"))
+    (tmp_path / "src/wrnn").mkdir(parents=True)
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "src/wrnn/runs.py"))
     git("init")
     git("commit", "--allow-empty", "-m", "first")
     (tmp_path / "notes.txt").touch()

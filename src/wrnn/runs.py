@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
-from hydra.utils import get_class
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 import wrnn
@@ -196,11 +196,11 @@ def environment(cfg: DictConfig) -> dict[str, Any]:
 def code_state(cfg: DictConfig) -> dict[str, str]:
     """The modules that define core, readout, task and objective, bases of their own included, with their digests."""
     kinds = [
-        get_class(OmegaConf.select(cfg, f"{path}._target_"))
+        get_object(OmegaConf.select(cfg, f"{path}._target_"))
         for path in ("model.core", "model.readout", "task.datamodule", "task.objective")
     ]
     own = {__package__, *(kind.__module__.split(".")[0] for kind in kinds)}
-    modules = {base.__module__ for kind in kinds for base in kind.__mro__}
+    modules = {base.__module__ for kind in kinds for base in getattr(kind, "__mro__", (kind,))}
     mine = sorted(name for name in modules if name.split(".")[0] in own and name.split(".")[0] not in PACKAGES)
     return {name: digest for name in mine if (digest := _digest(name)) is not None}
 
@@ -221,19 +221,17 @@ def changed_code(folder: Path) -> list[str]:
     return []
 
 
-_SOURCES = ("--", ":/src", ":/conf")  # a core that git does not know yet is in none of its commits
-
-
 def git_state() -> dict[str, Any] | None:
     """Commit of the source tree and whether its code or configs differ from it; None outside a git checkout."""
     here = Path(__file__).parent
+    sources = str(here.parent), str(here.parents[1] / "conf")  # with what git does not know yet: it is in no commit
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=20, check=True)
         return done.stdout.strip()
 
     try:
-        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", *_SOURCES))}
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "--", *sources))}
     except (OSError, subprocess.SubprocessError):
         return None
 
