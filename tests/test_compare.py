@@ -119,6 +119,17 @@ def test_budgets_and_runs_that_gave_up_are_told(make_run: MakeRun, tmp_path: Pat
     ]  # fmt: skip
 
 
+def test_an_average_over_different_code_is_told(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (1, 2, 3):
+        made = make_run("copy", "wrnn", seed, 0.5)
+        code = {"wrnn.cores.wrnn": "new" if seed == 3 else "old", "wrnn.cores.base": "same"}
+        (made / "environment.json").write_text(json.dumps({"starts": [{"code": code}]}))
+    assert list(compared(tmp_path).groups["n"]) == [3]
+    assert "and 2 more are averaged, but differ in wrnn.cores.wrnn\n" in "".join(capsys.readouterr())
+
+
 def test_a_seed_counts_once(make_run: MakeRun, tmp_path: Path) -> None:
     make_run("copy", "wrnn", 1, 0.9, folder="wrnn_copy_s1/2026-01-01")
     make_run("copy", "wrnn", 1, 0.1, folder="wrnn_copy_s1/2026-01-02")

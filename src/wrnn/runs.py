@@ -215,10 +215,14 @@ def _digest(module: str) -> str | None:
 
 def changed_code(folder: Path) -> list[str]:
     """The modules of a run's core, readout, task and objective that are not what they were when it started."""
+    return [name for name, digest in recorded_code(folder).items() if _digest(name) != digest]
+
+
+def recorded_code(folder: Path) -> dict[str, str]:
+    """The digests that the last start of a run has recorded; none where it has not."""
     with suppress(ConfigError, LookupError, TypeError):
-        then: dict[str, str] = (read_json(folder / ENVIRONMENT) or {})["starts"][-1]["code"]
-        return [name for name, digest in then.items() if _digest(name) != digest]
-    return []
+        return dict((read_json(folder / ENVIRONMENT) or {})["starts"][-1]["code"])
+    return {}
 
 
 def git_state() -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ import pandas as pd
 from wrnn.compare.records import FINISHED, Run, one_line, say
 from wrnn.config import BUDGET, fingerprint, identity
 from wrnn.errors import ConfigError
+from wrnn.runs import recorded_code
 
 MODEL, PRESET = "model.name", "preset"
 NICKNAMES = {
@@ -113,12 +114,22 @@ def compare(runs: Sequence[Run], metric: str | None = None) -> Comparison:
     done = frame["state"] == FINISHED
     newest = frame.assign(done=done, at=frame.index).sort_values(["done", "at"])  # names end in the time of the start
     frame["counted"] = ~newest.duplicated(["task", "group", "seed"], keep="last").sort_index() | frame["group"].eq("")
+    for _, rows_of_one in frame[done & frame["counted"] & frame["group"].ne("")].groupby("group"):
+        _say_whether_code_differs([runs[index] for index in rows_of_one.index])
     tasks = [
         Task(task.name, task.metric, task.mode, task.curve, tuple(names[key] for key in columns[task.name]))
         for task in tasks
     ]
     said = tuple(names.values())
     return Comparison(tuple(tasks), said, frame, _rank(frame, tasks, said), tuple(runs))
+
+
+def _say_whether_code_differs(runs: Sequence[Run]) -> None:
+    recorded = [recorded_code(run.folder) for run in runs]
+    digests = {name: {code[name] for code in recorded if name in code} for code in recorded for name in code}
+    differing = sorted(name for name, found in digests.items() if len(found) > 1)
+    if differing:
+        say(f"{runs[0].name} and {len(runs) - 1} more are averaged, but differ in {', '.join(differing)}")
 
 
 def _task(run: Run) -> str:
