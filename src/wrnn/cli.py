@@ -21,7 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from wrnn.config import nearest
+from wrnn.config import key_to_set, nearest
 from wrnn.errors import ConfigError, DivergedError, Interrupted, OutOfMemory, ReplayDiffers, SweepIncomplete
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -37,7 +37,10 @@ def run(main: Callable[[], None]) -> None:
         except (HydraException, OmegaConfBaseException) as error:
             if full:
                 raise
-            _leave(_flat(error).rstrip(".") + _nearest_key(str(error)) + _lists_in(str(error)), ConfigError.exit_code)
+            said = _flat(error).rstrip(".")
+            if meant := _about_key(str(error)):
+                said = re.sub(r" To append to your config use \S+", "", said)
+            _leave(said + meant + _lists_in(str(error)), ConfigError.exit_code)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             if full:
                 raise
@@ -95,12 +98,11 @@ def _flat(error: BaseException) -> str:
     return message if all(key in message for key in keys) else f"{', '.join(keys)}: {message}"
 
 
-def _nearest_key(message: str) -> str:
-    """What a key that Hydra does not know may have been meant to be, among those where it was looked for."""
+def _about_key(message: str) -> str:
+    """What a key was meant to be that Hydra does not take: the one that it is read from, or one like it. Or nothing."""
     found = re.search(r"(?:Could not override|delete from config\.|full_key:)\s+'?([\w.]+)", message)
     if found is None:
         return ""
-    above, _, key = found[1].rpartition(".")
     groups = {path.name for path in CONF.iterdir() if path.is_dir()}
     options = [word for word in sys.argv[1:] if word.split("=")[0] in groups]
     choices = [word for word in options if (CONF / f"{word.replace('=', '/')}.yaml").exists()]
@@ -108,11 +110,16 @@ def _nearest_key(message: str) -> str:
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose("config", choices)
-        node = OmegaConf.select(cfg, above) if above else cfg
+        source = key_to_set(cfg, found[1])
+        path, node = "", cfg
+        for name in source.split("."):
+            legal = [*map(str, node), *([] if path else groups)] if isinstance(node, DictConfig) else []
+            if name not in legal:
+                return nearest(f"{path}{name}", [f"{path}{key}" for key in legal])
+            path, node = f"{path}{name}.", node.get(name)
     except (HydraException, OmegaConfBaseException):
         return ""
-    legal = [*map(str, node), *([] if above else groups)] if isinstance(node, DictConfig) else []
-    return nearest(key, legal) if key not in legal else ""
+    return f"; it is read from {source}: set that" if source != found[1] else ""
 
 
 def _lists_in(message: str) -> str:

@@ -141,6 +141,25 @@ def nearest(word: str, legal: Iterable[str]) -> str:
     return f"; did you mean {near[0]}" if near else ""
 
 
+def key_to_set(cfg: DictConfig, key: str) -> str:
+    """The key on the command line for this one: `init.bias` for `model.core.init.bias`, where the start is `${init}`.
+
+    Args:
+        cfg: a config that is not resolved.
+        key: dotted; one that does not exist is its own.
+    """
+    node: Any = cfg
+    names = key.split(".")
+    for depth, name in enumerate(names[:-1]):
+        if not isinstance(node, DictConfig) or name not in node:
+            break
+        if OmegaConf.is_interpolation(node, name):
+            source = re.fullmatch(r"\$\{([\w.]+)\}", str(OmegaConf.to_container(node, resolve=False)[name]))
+            return key_to_set(cfg, ".".join([source[1], *names[depth + 1 :]])) if source else key
+        node = node[name]
+    return key
+
+
 def _resolved(cfg: DictConfig) -> dict[str, Any]:
     """All values as plain numbers, text, lists and mappings; where no folder is chosen yet, with one in its place."""
     if OmegaConf.select(cfg, "paths.run_dir", default="") is None:

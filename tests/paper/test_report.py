@@ -140,7 +140,7 @@ def test_what_was_tried_is_told_with_the_numbers_of_the_ledger(
         "tried": [{"model.core.input_init.bias": "pytorch"}, {"preset": "released_code"}],
     }  # fmt: skip
     assert sentence(entry, paper.placed, experiments) == (
-        "*Why?* solved_step: `irnn_adding_t100` never (n=1, 60,000 steps); with `model.core.input_init.bias=pytorch`"
+        "*Why?* solved_step: `irnn_adding_t100` never (n=1, 60,000 steps); with `input_init.bias=pytorch`"
         " 20,000 ± 10,000 (n=3, 10,000 to 30,000 steps). So."
     )
     committed = judge(book.load(ROOT / "results/ledger"), experiments)

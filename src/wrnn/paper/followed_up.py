@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from wrnn.config import key_to_set
 from wrnn.paper.cells import SOLVED, Experiments, Placed, measured, scale_of
 from wrnn.paper.ledger import Record
 
@@ -27,9 +28,11 @@ def sentence(entry: Mapping[str, Any], placed: Placed, experiments: Experiments)
     tried = [(settings, runs) for settings in entry["tried"] if (runs := variation(settings, entry, placed))]
     if not tried:
         return ""
+    cfg = experiments.config(entry["experiment"], "corrected")
     numbers = [f"`{entry['experiment']}` {_numbers(usual.runs if usual else [], metric)}"]
     numbers += [
-        f"with {', '.join(f'`{key}={_word(value)}`' for key, value in settings.items())} {_numbers(runs, metric)}"
+        f"with {', '.join(f'`{key_to_set(cfg, key)}={_word(value)}`' for key, value in settings.items())} "
+        f"{_numbers(runs, metric)}"
         for settings, runs in tried
     ]
     return f"*{entry['asked']}* {metric}: {'; '.join(numbers)}. {entry['found']}"
