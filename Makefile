@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 IN := $(VENV)/bin/
 ARGS ?=
+RACES = -fsanitize=thread
 
 .PHONY: help install format lint typecheck test test-all torture numerics soak sanitize races smoke train sweep paper zoo notebooks bench bench-quick gpu clean
 
@@ -49,8 +50,8 @@ sanitize: install  ## the kernel's tests with a build that checks every address 
 
 races:  ## the kernel's threads under ThreadSanitizer (g++), each result compared with that on one thread
 	@folder=$$(mktemp -d) && trap "rm -rf $$folder" EXIT && for real in float double; do \
-	g++ -O1 -g -march=native -std=c++17 -fopenmp -fsanitize=thread -DREAL=$$real -c tests/races/main.cpp -o $$folder/main.o && \
-	g++ -O1 -g -std=c++17 -fsanitize=thread tests/races/gomp.cpp $$folder/main.o -o $$folder/races && \
+	g++ -O1 -g -march=native -std=c++17 -fopenmp $(RACES) -DREAL=$$real -c tests/races/main.cpp -o $$folder/main.o && \
+	g++ -O1 -g -std=c++17 -pthread $(RACES) tests/races/gomp.cpp $$folder/main.o -o $$folder/races && \
 	TSAN_OPTIONS=halt_on_error=1 $$folder/races || exit 1; done
 
 smoke: install  ## three steps of everything on made-up pictures

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import stat
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 from test_recurrence import distance, outcome, ring_arguments
 from wrnn.recurrence import cpp, ring_recurrence
 
+ROOT = Path(__file__).parents[1]
 SCRIPT = """
 import torch
 from wrnn.recurrence import ring_recurrence
@@ -26,8 +28,7 @@ print("result", float(last.sum()), float(kernel.grad.sum()))
 
 
 def start(cache: Path, **environment: str) -> subprocess.Popen[str]:
-    src = Path(__file__).parents[1] / "src"
-    variables = {**os.environ, "WRNN_CACHE_DIR": str(cache), "PYTHONPATH": str(src), "OMP_NUM_THREADS": "1"}
+    variables = {**os.environ, "WRNN_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", SCRIPT],
         env={**variables, **environment},
@@ -122,3 +123,12 @@ def test_wider_vectors_compile(tmp_path: Path) -> None:
         pytest.skip("names of this test are those of x86-64")
     flags = [flag.replace("native", "x86-64-v4") for flag in cpp.FLAGS]
     cpp._compile([cpp._compiler()[0], *flags, "-Wall", "-Wextra", "-Werror", "-DREAL=float", str(cpp.SOURCE)], tmp_path)
+
+
+def test_races_stands_on_all_that_the_kernel_calls_of_openmp() -> None:
+    """`make races` without its detector: a link error, or another result on four threads than on one."""
+    if not shutil.which("g++") or sys.platform != "linux":
+        pytest.skip("the stand-in for OpenMP is that of GCC on Linux")
+    done = subprocess.run(["make", "races", "RACES="], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("results on 1 and 4 threads are the same") == 2

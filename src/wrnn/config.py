@@ -154,7 +154,8 @@ def key_to_set(cfg: DictConfig, key: str) -> str:
         if not isinstance(node, DictConfig) or name not in node:
             break
         if OmegaConf.is_interpolation(node, name):
-            source = re.fullmatch(r"\$\{([\w.]+)\}", str(OmegaConf.to_container(node, resolve=False)[name]))
+            written = cast(dict[str, Any], OmegaConf.to_container(node, resolve=False))[name]
+            source = re.fullmatch(r"\$\{([\w.]+)\}", written)
             return key_to_set(cfg, ".".join([source[1], *names[depth + 1 :]])) if source else key
         node = node[name]
     return key

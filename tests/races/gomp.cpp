@@ -1,9 +1,10 @@
 // The part of GCC's OpenMP library that the kernel calls, for ThreadSanitizer: it does not see into the library itself
 // and would report races that are none.
 //
-// Threads wait for each other only where OpenMP says so (the start and end of a parallel region, barriers). Any other
-// lock or atomic number would order the threads further, and hide races.
+// Threads wait for each other only where OpenMP says so (the start and end of a parallel region, barriers, the turns of
+// an ordered loop). Any other lock or atomic number would order the threads further, and hide races.
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdlib>
 #include <mutex>
@@ -36,12 +37,15 @@ struct Team {
     // Used in turn. With one alone, a thread that wakes late takes the lock after another has come to the next barrier,
     // and so would be ordered after what that one did between the two.
     Barrier barriers[2];
+    std::atomic<long> turn{0};  // of the iterations of its ordered loops, counted through; no lock, as who waits for a
+                                // later turn would take it too, and so be ordered before who has this one
 };
 
 struct Place {  // of a thread in its team
     Team *team = nullptr;
     unsigned number = 0, barriers = 0, loops = 0;
     long next = 0, end = 0;  // of the loop it is in
+    long first_turn = 0, turns = 0;  // turn of iteration 0 of that loop if it is ordered; turns up to its end
 };
 
 thread_local Place place;
@@ -61,7 +65,7 @@ extern "C" {
 void GOMP_parallel(void (*function)(void *), void *data, unsigned threads, unsigned) {
     static unsigned regions = 0;
     if (place.team || !threads) std::abort();  // regions inside regions and a number left open are not needed
-    Team team{threads, regions++, {}};
+    Team team{threads, regions++, {}, {}};
     const auto run = [&team, function, data](unsigned number) {
         place = Place{&team, number};
         function(data);
@@ -92,6 +96,24 @@ bool GOMP_loop_nonmonotonic_dynamic_start(long from, long to, long step, long ch
     ++place.loops;
     return GOMP_loop_nonmonotonic_dynamic_next(start, stop);
 }
+
+bool GOMP_loop_ordered_dynamic_next(long *start, long *stop) {
+    return GOMP_loop_nonmonotonic_dynamic_next(start, stop);
+}
+
+bool GOMP_loop_ordered_dynamic_start(long from, long to, long step, long chunk, long *start, long *stop) {
+    place.first_turn = place.turns - from;
+    place.turns += to - from;
+    return GOMP_loop_nonmonotonic_dynamic_start(from, to, step, chunk, start, stop);
+}
+
+// Every iteration of the kernel's ordered loop has its turn; one that passed it over would stop the rest for good.
+void GOMP_ordered_start() {
+    const long mine = place.first_turn + place.next - 1;
+    while (place.team->turn.load(std::memory_order_acquire) != mine) std::this_thread::yield();
+}
+
+void GOMP_ordered_end() { place.team->turn.store(place.first_turn + place.next, std::memory_order_release); }
 
 void GOMP_loop_end() { GOMP_barrier(); }
 }
