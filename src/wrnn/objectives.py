@@ -1,18 +1,20 @@
 """What a task asks of a model: which steps are read, the loss, and the metrics. One class per kind of target.
 
-B batch, T time, K classes, R steps of recall.
+B batch, T time, I inputs, K classes, O numbers, R steps of recall.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MeanSquaredError, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from wrnn.checks import one_of
+from wrnn.checks import one_of, whole_number
+from wrnn.errors import ConfigError
 
 
 class MeanOf(MeanMetric):
@@ -40,6 +42,24 @@ class Objective(nn.Module, ABC):
     def metrics(self) -> dict[str, Metric]:
         """Fresh torchmetrics by name, each updated with (outputs, targets)."""
 
+    def check(self, inputs: Tensor, targets: Tensor) -> None:
+        """Refuse targets that are none for inputs (B, T, I). The first batch of every pass is held against it.
+
+        Raises: ConfigError.
+        """
+
+
+def _check_classes(targets: Tensor, shape: tuple[int, ...], dims: str, num_classes: int) -> None:
+    if targets.dtype != torch.int64 or targets.shape != shape:
+        raise ConfigError(f"task: targets are {_in_words(targets)}; must be int64 of shape {dims} = {tuple(shape)}")
+    low, high = int(targets.amin()), int(targets.amax())
+    if low < 0 or high >= num_classes:
+        raise ConfigError(f"task: targets are in [{low}, {high}]; must be in [0, {num_classes - 1}], see output_size")
+
+
+def _in_words(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
+
 
 class ClassifyLastStep(Objective):
     """One class per sequence, read at the last step: logits (B, K), targets (B,). Cross-entropy in nats, accuracy."""
@@ -48,7 +68,11 @@ class ClassifyLastStep(Objective):
 
     def __init__(self, output_size: int) -> None:
         super().__init__()
-        self.num_classes = output_size
+        self.num_classes = whole_number("output_size", output_size, minimum=2)
+
+    def check(self, inputs: Tensor, targets: Tensor) -> None:
+        """See `Objective`."""
+        _check_classes(targets, inputs.shape[:1], "(B,)", self.num_classes)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy."""
@@ -63,12 +87,20 @@ class ClassifyLastStep(Objective):
 
 
 class RegressLastStep(Objective):
-    """One number per sequence, read at the last step: outputs (B, 1), targets (B, 1). Mean squared error."""
+    """O numbers per sequence, read at the last step: outputs (B, O), targets (B, O). Mean squared error."""
 
     last_only = True
 
     def __init__(self, output_size: int) -> None:
         super().__init__()
+        self.num_outputs = output_size
+
+    def check(self, inputs: Tensor, targets: Tensor) -> None:
+        """See `Objective`."""
+        shape = (len(inputs), self.num_outputs)
+        if targets.dtype != inputs.dtype or targets.shape != shape:
+            dtype = str(inputs.dtype).removeprefix("torch.")
+            raise ConfigError(f"task: targets are {_in_words(targets)}; must be {dtype} of shape (B, O) = {shape}")
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean squared error."""
@@ -98,9 +130,13 @@ class RecallEveryStep(Objective):
 
     def __init__(self, output_size: int, recall_length: int = 10, loss_scale: str = "none") -> None:
         super().__init__()
-        self.num_classes = output_size
+        self.num_classes = whole_number("output_size", output_size, minimum=2)
         self.recall_length = recall_length
         self.loss_scale = one_of("task.objective.loss_scale", loss_scale, ("none", "per_batch"))
+
+    def check(self, inputs: Tensor, targets: Tensor) -> None:
+        """See `Objective`."""
+        _check_classes(targets, inputs.shape[:2], "(B, T)", self.num_classes)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy over all steps, divided by the batch size if so configured."""

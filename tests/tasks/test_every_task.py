@@ -1,12 +1,15 @@
-"""What every task promises; newcomers are found by listing conf/task."""
+"""What every task promises; newcomers are found by listing conf/task. And what is said of one that breaks it."""
 
 import pytest
 import torch
 
-from conftest import Compose, option_names
+from conftest import TINY_COPY, Compose, option_names
 from test_conf import offline
+from wrnn.errors import ConfigError
+from wrnn.objectives import ClassifyLastStep, Objective, RegressLastStep
 from wrnn.tasks.base import SequenceBatch, Task
-from wrnn.training import build
+from wrnn.tasks.copy import Copy
+from wrnn.training import build, train
 
 TASKS = option_names("task")
 
@@ -16,6 +19,8 @@ def batch(compose_config: Compose, task: str, split: str, *overrides: str) -> tu
     parts = build(compose_config(*offline(compose_config, f"task={task}", *small, *overrides)))
     parts.task.prepare_data()
     parts.task.setup()
+    first = parts.task.make_batch(split, 0, 0)
+    parts.objective.check(first.inputs, first.targets)
     return parts.task, parts.task.make_batch(split, 0, 0)
 
 
@@ -35,3 +40,38 @@ def test_a_batch_has_the_shape_it_says_and_is_a_function_of_its_seeds(
     assert same(first, made.make_batch(split, 0, 0))
     _, other = batch(compose_config, task, split, "seed=1")
     assert same(first, other) == (split != "train"), "all seeds validate on the same data and train on others"
+
+
+@pytest.mark.parametrize(
+    ("objective", "targets", "said"),
+    [
+        (
+            ClassifyLastStep(4),
+            torch.tensor([[0], [3]]),
+            r"int64 of shape \(2, 1\); must be int64 of shape \(B,\) = \(2,\)",
+        ),
+        (ClassifyLastStep(4), torch.tensor([0.0, 3.0]), r"float32 of shape \(2,\); must be int64"),
+        (ClassifyLastStep(4), torch.tensor([0, 4]), r"targets are in \[0, 4\]; must be in \[0, 3\]"),
+        (RegressLastStep(1), torch.zeros(2), r"shape \(2,\); must be float32 of shape \(B, O\) = \(2, 1\)"),
+        (RegressLastStep(1), torch.zeros(2, 1).double(), r"float64 of shape \(2, 1\); must be float32"),
+    ],
+)
+def test_targets_that_an_objective_cannot_read(objective: Objective, targets: torch.Tensor, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        objective.check(torch.zeros(2, 5, 1), targets)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+@pytest.mark.parametrize("broken", ["inputs", "targets"])
+def test_a_batch_that_breaks_its_promise_is_refused_in_every_split(
+    compose_config: Compose, monkeypatch: pytest.MonkeyPatch, split: str, broken: str
+) -> None:
+    make = Copy.make_batch
+
+    def make_batch(task: Copy, name: str, epoch: int, index: int) -> SequenceBatch:
+        made = make(task, name, epoch, index)
+        return made._replace(**{broken: getattr(made, broken)[:, 1:]}) if name == split else made
+
+    monkeypatch.setattr(Copy, "make_batch", make_batch)
+    with pytest.raises(ConfigError, match=f"task: {broken} are .* of shape .*; must be"):
+        train(compose_config(*TINY_COPY))
