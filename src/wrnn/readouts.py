@@ -27,7 +27,7 @@ class MLPReadout(nn.Module):
     Args:
         input_size: width of the core's output.
         output_size: width of the task's output.
-        hidden_size: ReLU units between; 100 in Keller et al. 2024, Table 2 (wRNN + MLP).
+        hidden_size: ReLU units between; 100 give the 420k parameters of Keller et al. 2024, Table 2 (wRNN + MLP).
     """
 
     def __init__(self, input_size: int, output_size: int, hidden_size: int = 100) -> None:

@@ -142,7 +142,8 @@ def markdown(paper: Paper) -> str:
     )
     parts.append(
         "## Faster than the paper's schedule\n\nEpochs until validation first reaches an accuracy, with settings of "
-        "our own. The published epoch is read off the paper's plot.\n\n" + _table(faster_frame(paper))
+        "our own. The published epoch is that of the first point there of those we read off the paper's plot, which is "
+        "of test accuracy.\n\n" + _table(faster_frame(paper))
     )
     parts.append(
         f"Whole, with {SEEDS_NEEDED} seeds:\n\n    {command(row['experiment'] for row in paper.content['faster'])}\n"
@@ -227,8 +228,8 @@ def cells_frame(paper: Paper, name: str) -> pd.DataFrame:
         if cell.table != name:
             continue
         column = f"{unit}={cell.column}" if unit else cell.column
-        quoted = number(cell.published, cell.metric) + (
-            f" ± {number(cell.spread, cell.metric)}" if cell.spread is not None else ""
+        quoted = as_printed(cell.published, cell.metric) + (
+            f" ± {as_printed(cell.spread, cell.metric)}" if cell.spread is not None else ""
         )
         if cell.origin:
             quoted += f" ({cell.origin})"
@@ -276,7 +277,7 @@ def curves_frame(paper: Paper) -> pd.DataFrame:
             {
                 "experiment": one.experiment,
                 "at": f"{one.x:,} {one.unit}" if one.x != 1 else "1 epoch",
-                "published (quoted)": number(one.published, metric),
+                "published (quoted)": as_printed(one.published, metric),
                 "measured": number(one.mean, metric),
                 "sd over seeds": "" if one.spread is None else number(one.spread, metric),
                 "n": str(len(one.values)),
@@ -300,7 +301,7 @@ def faster_frame(paper: Paper) -> pd.DataFrame:
                     "experiment": name,
                     "seed": str(run.seed),
                     "level": f"{level} %",
-                    f"epochs of {row['than']} (quoted)": "never" if theirs is None else f"{theirs:g}",
+                    f"epochs of {row['than']} (quoted)": "never" if theirs is None else f"up to {theirs:g}",
                     "epochs, ours": "never" if reached is None else f"{reached:g}",
                     "epochs in all": f"{run.budget['epochs']:g}",
                     "test accuracy": number(_value(run, headline(run)), headline(run)),
@@ -373,6 +374,13 @@ def number(value: float | None, metric: str) -> str:
     if metric.endswith("/accuracy") or not metric:
         return f"{value:.2f}".rstrip("0").rstrip(".") if value == round(value, 1) else f"{value:.2f}"
     return f"{value:.3f}" if value >= 0.1 else f"{value:.1e}"
+
+
+def as_printed(value: float | None, metric: str) -> str:
+    """A quoted number with the digits that it was quoted with."""
+    if value is None:
+        return "never"
+    return str(float(value)) if metric.endswith("/accuracy") else f"{value:,g}"
 
 
 def settings_frame(paper: Paper, name: str) -> tuple[pd.DataFrame, int, int]:
