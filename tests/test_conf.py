@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from conftest import Compose, option_names
@@ -48,10 +49,18 @@ def test_every_model_learns_a_batch_of_every_task(compose_config: Compose, model
 
 
 @pytest.mark.parametrize("choice", [f"{group}={option}" for group in GROUPS for option in option_names(group)])
-def test_every_option_builds(compose_config: Compose, choice: str) -> None:
+def test_every_option_builds(compose_config: Compose, tmp_path: Path, choice: str) -> None:
     extra = ["trainer.max_steps=10"] if choice == "scheduler=onecycle" else []
     extra += ["task=nscifar10"] if "cifar" in choice else []
-    parts = build(compose_config("task=psmnist", choice, *extra))
+    cfg = compose_config("task=psmnist", choice, f"paths.run_dir={tmp_path}", *extra)
+    check(cfg)
+    parts = build(cfg)
+    for node in (*(cfg.callbacks or {}).values(), *(cfg.logger or {}).values()):
+        if "wandb" not in node._target_:  # which wants an account; tests/test_wandb.py
+            instantiate(node)
+    if choice.startswith("trainer"):
+        assert cfg.trainer.accelerator in ("auto", "cpu", "gpu")
+        instantiate(cfg.trainer, logger=False, **({} if torch.cuda.is_available() else {"accelerator": "cpu"}))
     if choice.startswith(("optimizer", "scheduler")):
         parts.module.configure_optimizers()
 

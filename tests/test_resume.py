@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from conftest import ROOT, TINY_COPY, TINY_PSMNIST, Compose
+from wrnn.callbacks.stopping import GiveUp
 from wrnn.errors import ConfigError, Interrupted
 from wrnn.loggers import MetricsCSV
 from wrnn.module import SequenceModule
 from wrnn.replay import differences
 from wrnn.tasks.base import SequenceBatch
-from wrnn.training import train
+from wrnn.tasks.copy import Copy
+from wrnn.training import evaluate, train
 
 LONGER = {"copy": ("trainer.max_steps=200",), "psmnist": ("trainer.max_epochs=5", "trainer.limit_val_batches=1")}
 TINY = {"copy": TINY_COPY, "psmnist": (*TINY_PSMNIST, "scheduler.drop_epochs=[1,2]")}
@@ -183,7 +185,36 @@ def test_killed_and_stopped_runs_end_as_the_uninterrupted_one(tmp_path: Path) ->
         (signal.SIGTERM, "metrics.csv", 0.3),
         (signal.SIGINT, "config.yaml", 0.6),
     ]
-    kill_and_compare(tmp_path, "copy", kills)
+    assert kill_and_compare(tmp_path, "copy", kills) > 0
+
+
+@pytest.mark.parametrize(("minutes", "saved"), [("1e-9", 20), ("60", None)])
+def test_in_an_epoch_that_lasts_the_clock_decides_what_a_crash_costs(
+    compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: str, saved: int | None
+) -> None:
+    make = Copy.make_batch
+
+    def make_batch(task: Copy, split: str, epoch: int, index: int) -> SequenceBatch:
+        if index == 20:
+            raise RuntimeError("the lights go out")
+        return make(task, split, epoch, index)
+
+    monkeypatch.setattr(Copy, "make_batch", make_batch)
+    clock = f"callbacks.resume_point.every_minutes={minutes}"
+    with pytest.raises(RuntimeError, match="the lights go out"):
+        train(compose_config(*TINY_COPY, "task.datamodule.batches_per_epoch=1000", "trainer.max_steps=1000", clock,
+                             f"paths.run_dir={tmp_path}/run"))  # fmt: skip
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    assert (torch.load(last, weights_only=True)["global_step"] if last.exists() else None) == saved
+
+
+def test_a_core_that_drops_units_at_random_drops_the_same_ones_again(compose_config: Compose, tmp_path: Path) -> None:
+    choices = [word for word in TINY_COPY if not word.startswith("model")]
+    choices += ["model=indrnn", "model.core.hidden_size=8", "model.core.num_layers=2", "model.core.dropout=0.5"]
+    train(compose_config(*choices, f"paths.run_dir={tmp_path}/whole"))
+    train(compose_config(*choices, "trainer.max_steps=12", f"paths.run_dir={tmp_path}/parts"))
+    train(compose_config(*choices, "ckpt_path=last", f"paths.run_dir={tmp_path}/parts"))
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
 def test_a_run_that_was_stopped_after_training_is_tested_when_it_is_resumed(
@@ -215,6 +246,15 @@ def test_a_run_that_ended_itself_and_was_stopped_before_its_test_makes_no_more_s
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
+@pytest.mark.parametrize(("mode", "any_value", "wanted", "worse"), [("min", 9, 0.5, 0.6), ("max", 0, 0.5, 0.4)])
+def test_of_several_deadlines_the_latest_that_has_passed_counts(
+    mode: str, any_value: float, wanted: float, worse: float
+) -> None:
+    rule = GiveUp("val/some", mode, [(20, wanted), (10, any_value)])
+    assert [rule._judge(step, worse) is None for step in (5, 10, 19, 20, 99)] == [True, True, True, False, False]
+    assert rule._judge(99, wanted) is None
+
+
 def test_a_run_that_gave_up_goes_on_under_other_deadlines(compose_config: Compose, tmp_path: Path) -> None:
     words = (*TINY_COPY, "callbacks=give_up", f"paths.run_dir={tmp_path}/run")
     assert train(compose_config(*words, "callbacks.give_up.deadlines=[[6,0.0]]"))["steps"] == 6
@@ -233,6 +273,8 @@ def test_a_run_folder_that_was_moved_knows_its_best(compose_config: Compose, tmp
     )  # the rate is too large: the best is an early one
     assert moved["best_val/cross_entropy"] == whole["best_val/cross_entropy"]
     assert moved["test/cross_entropy"] == whole["test/cross_entropy"]
+    best, last = (evaluate(tmp_path / "whole", which)["test/cross_entropy"] for which in ("best", "last"))
+    assert whole["test/cross_entropy"] == pytest.approx(best, rel=1e-6) != pytest.approx(last, rel=1e-2)
 
 
 def test_results_of_a_shorter_budget_do_not_stand_for_the_longer_one(

@@ -167,6 +167,9 @@ def test_adding_says_when_it_was_solved(compose_config: Compose, tmp_path: Path)
     solved = train(compose_config(*tiny, "task.monitor.solved_threshold=100", f"paths.run_dir={tmp_path}/a"))
     never = train(compose_config(*tiny, "task.monitor.solved_threshold=0", f"paths.run_dir={tmp_path}/b"))
     assert solved["solved_step"] == 6 and never["solved_step"] is None
+    tiny += ["task.monitor.solved_metric=train/mse", "trainer.log_every_n_steps=4"]
+    at_once = train(compose_config(*tiny, "task.monitor.solved_threshold=100", f"paths.run_dir={tmp_path}/c"))
+    assert at_once["solved_step"] == 4
 
 
 def test_a_run_ends_where_it_is_solved_if_asked_to(compose_config: Compose, tmp_path: Path) -> None:

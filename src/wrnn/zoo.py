@@ -130,7 +130,8 @@ def _facts(runs: Sequence[Run]) -> str:
     def each(*values: str) -> str:
         return ", ".join(dict.fromkeys(values))
 
-    commits = each(*(f"{s['git']['commit'][:7]}{' (changed)' if s['git']['changed'] else ''}" for s in starts))
+    states = [s["git"] or {"commit": "unknown", "changed": False} for s in starts]  # none outside a checkout
+    commits = each(*(f"{git['commit'][:7]}{' (changed)' if git['changed'] else ''}" for git in states))
     where = [s["hardware"] for s in starts]
     cpus = each(*(place["gpu"] or f"{place['cpu']}, {place['threads']} thread" for place in where))
     seeds, torch = each(*(str(s["seeds"]["seed"]) for s in starts)), each(*(s["versions"]["torch"] for s in starts))

@@ -27,6 +27,9 @@ def test_onsets_on_a_field_of_waves_are_read_exactly_and_on_a_bump_they_are_not(
         assert onset.strength == 1
         read[39 - round(onset.steps_ago), onset.channel] = 1
     assert torch.equal(read, trains)
+    half = torch.zeros(1, 40)
+    half[0, 2] = 1  # five neurons below the source, at two steps a neuron
+    assert [onset.steps_ago for onset in decode_onsets(half, velocity=0.5, source=7)] == [10]
     shifted = trains.roll(7, dims=0)
     bumps = [states_of(rings(identity_), train)[:, :, -1] for train in (trains, shifted)]
     assert torch.equal(*bumps)  # other times, the same state

@@ -127,8 +127,8 @@ BAD = {
 
 
 @pytest.fixture
-def memory_limit() -> Iterator[Path]:
-    """A control group of 2 GB for a process to join; the kernel kills what goes beyond."""
+def memory_limit() -> Iterator[Path | None]:
+    """A control group of 2 GB for a process to join; the kernel kills what goes beyond. None where none can be made."""
     group = next(
         base / "wrnn-test" for base in (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")) if base.exists()
     )
@@ -136,8 +136,9 @@ def memory_limit() -> Iterator[Path]:
     try:
         group.mkdir(exist_ok=True)
         (group / limit).write_text(str(2 * 10**9))
-    except OSError as error:
-        pytest.skip(f"no memory limit can be set here: {error}")
+    except OSError:
+        yield None
+        return
     yield group / "cgroup.procs"
     for process in (group / "cgroup.procs").read_text().split():  # joblib's helpers take a while to leave
         (group.parent / "cgroup.procs").write_text(process)
@@ -146,10 +147,11 @@ def memory_limit() -> Iterator[Path]:
 
 @pytest.mark.parametrize("good", [2, pytest.param(9, marks=pytest.mark.slow)])
 def test_failures_are_recorded_with_their_reason_and_retried_when_asked(
-    tmp_path: Path, memory_limit: Path, good: int
+    tmp_path: Path, memory_limit: Path | None, good: int
 ) -> None:
+    failures = {name: text for name, text in BAD.items() if memory_limit or name != "out of memory"}
     settings = {f"good{number}": GOOD.format(rate=1e-3 * (number + 1)) for number in range(good)}
-    settings |= {name.replace(" ", "_"): text for name, text in BAD.items()}
+    settings |= {name.replace(" ", "_"): text for name, text in failures.items()}
     (tmp_path / "experiment").mkdir()
     for name, text in settings.items():
         (tmp_path / f"experiment/{name}.yaml").write_text(f"# @package _global_\nrun_name: {name}\n{text}\n")
@@ -159,19 +161,21 @@ def test_failures_are_recorded_with_their_reason_and_retried_when_asked(
 
     def sweep(*more: str) -> str:
         process = start(tmp_path / "sweep", *axes, *more)
-        memory_limit.write_text(str(process.pid))
+        if memory_limit:
+            memory_limit.write_text(str(process.pid))
         return finish(process, 5)
 
     output = sweep()
     found = outcomes(tmp_path / "sweep")
     assert {name.rpartition("-")[0]: outcome for name, outcome in found.items()} == {
         **{f"good{number}": "finished" for number in range(good)},
-        **{name.replace(" ", "_"): name for name in BAD},
+        **{name.replace(" ", "_"): name for name in failures},
     }
     said = output[output.index("runs finished") - 9 :]
     assert "optimizer.lr=-1.0: must be a number of at least 0" in said and "diverged at step" in said
-    assert "killed by the system, SIGKILL" in said and f"{good} of {good + 3} runs finished" in said
-    assert said.rstrip().splitlines()[-1].startswith("error: ") and "1 bad config, 1 diverged, 1 out of memory" in said
+    assert f"{good} of {good + len(failures)} runs finished" in said
+    assert "killed by the system, SIGKILL" in said or not memory_limit
+    assert said.rstrip().splitlines()[-1].startswith("error: ") and ", ".join(f"1 {name}" for name in failures) in said
     untouched = {run: (run / "outcome.json").stat().st_mtime_ns for run in run_folders(tmp_path / "sweep")}
     assert said.rstrip().endswith("with retry=true it runs the failed ones again")
     environment = next(tmp_path.glob("sweep/runs/*/good0-*/environment.json"))
@@ -180,9 +184,11 @@ def test_failures_are_recorded_with_their_reason_and_retried_when_asked(
     environment.write_text(json.dumps(record))
     output = sweep()
     assert "started" not in output and "1 of those done were made by other code (wrnn.cores.wrnn)" in output
-    assert len(re.findall("started", sweep("retry=true"))) == 3
+    assert len(re.findall("started", sweep("retry=true"))) == len(failures)
     changed = {run.name for run, when in untouched.items() if (run / "outcome.json").stat().st_mtime_ns != when}
-    assert {name.rpartition("-")[0] for name in changed} == {name.replace(" ", "_") for name in BAD}
+    assert {name.rpartition("-")[0] for name in changed} == {name.replace(" ", "_") for name in failures}
+    if not memory_limit:
+        pytest.skip("all but want of memory was tested: no limit can be set here")
 
 
 def test_bad_input_is_one_line_and_nothing_is_lost(tmp_path: Path) -> None:
@@ -247,7 +253,9 @@ def test_a_killed_search_goes_on_and_hopeless_runs_give_up(tmp_path: Path) -> No
     assert results is not None and results["steps"] == 12
     assert re.fullmatch(r"val/cross_entropy \S+ at step 12, 0.001 was wanted by 12", results["gave_up"])
     study = optuna.load_study(study_name="copy", storage=f"sqlite:///{folder}/runs/optuna_copy/study.db")
-    assert sum(trial.state.name == "COMPLETE" for trial in study.trials) == 3
+    told = [trial.value for trial in study.trials if trial.state.name == "COMPLETE"]
+    found = [read_json(run / "results.json") or {} for run in run_folders(folder)]
+    assert len(told) == 3 and set(told) == {one["best_val/cross_entropy"] for one in found}
     assert study.trials[1].params == study.trials[0].params
     assert "3 trials, 3 done" in finish(start(folder, *choices), 0)
     more = [*choices, "hydra.sweeper.n_trials=4"]

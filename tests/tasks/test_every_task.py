@@ -38,6 +38,7 @@ def test_a_batch_has_the_shape_it_says_and_is_a_function_of_its_seeds(
     assert first.inputs.shape[1:] == (made.sequence_length, made.input_size)
     torch.manual_seed(1)  # nothing may be drawn from torch's own generator
     assert same(first, made.make_batch(split, 0, 0))
+    assert made.num_batches(split) < 2 or not torch.equal(first.inputs, made.make_batch(split, 0, 1).inputs)
     _, other = batch(compose_config, task, split, "seed=1")
     assert same(first, other) == (split != "train"), "all seeds validate on the same data and train on others"
 
@@ -52,6 +53,7 @@ def test_a_batch_has_the_shape_it_says_and_is_a_function_of_its_seeds(
         ),
         (ClassifyLastStep(4), torch.tensor([0.0, 3.0]), r"float32 of shape \(2,\); must be int64"),
         (ClassifyLastStep(4), torch.tensor([0, 4]), r"targets are in \[0, 4\]; must be in \[0, 3\]"),
+        (ClassifyLastStep(4), torch.tensor([-100, 3]), r"targets are in \[-100, 3\]; must be in \[0, 3\]"),
         (RegressLastStep(1), torch.zeros(2), r"shape \(2,\); must be float32 of shape \(B, O\) = \(2, 1\)"),
         (RegressLastStep(1), torch.zeros(2, 1).double(), r"float64 of shape \(2, 1\); must be float32"),
     ],

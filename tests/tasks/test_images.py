@@ -1,5 +1,7 @@
 """Image tasks: layout of the sequences, splits, order, noise. On made-up pictures."""
 
+import itertools
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 from torchvision.datasets import FakeData
 
-from wrnn.tasks.base import BatchStream, SequenceBatch
+from wrnn.tasks.base import BatchStream, SequenceBatch, Task
 from wrnn.tasks.nscifar10 import NoisyRows
 from wrnn.tasks.psmnist import PixelMNIST
 
@@ -52,6 +54,14 @@ def test_pixels_come_row_by_row_or_in_one_fixed_order() -> None:
         assert torch.equal(permuted.images[split][:, :, 0], plain.images[split][:, order, 0])
 
 
+@pytest.mark.parametrize("make", [grey, colour])
+def test_every_picture_keeps_its_label(make: Callable[..., Task]) -> None:
+    task = make(eval_batch_size=10)
+    for split, epoch, index in itertools.product(("train", "val", "test"), (0, 1), (0, 1)):
+        batch = task.make_batch(split, epoch, index)
+        assert torch.equal(batch.targets, (batch.inputs[:, 0, 0] * 255).round().long() % 10)
+
+
 def test_splits_are_disjoint_complete_and_independent_of_the_run_seed() -> None:
     one, other = grey(order_seed=1), grey(order_seed=2)
     train, val = (set(one.images[split][:, 0, 0].tolist()) for split in ("train", "val"))
@@ -81,10 +91,11 @@ def test_rows_are_red_green_blue_and_noise_follows() -> None:
 @pytest.mark.parametrize("mode", ["fixed", "per_batch", "per_sample"])
 def test_noise_is_shared_as_its_mode_says(mode: str) -> None:
     task = colour(noise=mode)
-    noise = task.make_batch("train", 0, 0).inputs[:, 32:]
-    later = task.make_batch("train", 1, 0).inputs[:, 32:]
-    assert torch.equal(noise[0], noise[1]) == (mode != "per_sample")
-    assert torch.equal(noise, later) == (mode == "fixed")
+    first = task.make_batch("train", 0, 0)
+    noise, is_shared = first.inputs[:, 32:], mode != "per_sample"
+    assert torch.equal(noise[0], noise[1]) == is_shared and first.shared_from == (32 if is_shared else None)
+    for epoch, index in ((1, 0), (0, 1)):
+        assert torch.equal(noise, task.make_batch("train", epoch, index).inputs[:, 32:]) == (mode == "fixed")
     assert torch.equal(task.make_batch("val", 0, 0).inputs, task.make_batch("val", 5, 0).inputs)
 
 
