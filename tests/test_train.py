@@ -207,7 +207,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(compose_config: Compose, tmp_pa
 REFUSED = {
     "trainer.devices=2": r"trainer.devices=2: a run takes one device",
     "model=wrn": r"Could not find 'model/wrn'.*irnn lem .*wrnn",
-    "task.datamodule.dellay=3": r"'task\.datamodule\.dellay'\. Key .*; did you mean task\.datamodule\.delay$",
+    "task.datamodule.dellay=3": r"Key 'dellay' is not in struct; did you mean task\.datamodule\.delay$",
     "optimiser.lr=3": "; did you mean optimizer$",
     "model.core.init.bias=zero": r"; it is read from init\.bias: set that$",
     "task.datamodule.delay=-1": r"task\.datamodule\.delay=-1: must be a whole number of at least 0",

@@ -37,10 +37,9 @@ def run(main: Callable[[], None]) -> None:
         except (HydraException, OmegaConfBaseException) as error:
             if full:
                 raise
-            said = _flat(error).rstrip(".")
-            if meant := _about_key(str(error)):
-                said = re.sub(r" To append to your config use \S+", "", said)
-            _leave(said + meant + _lists_in(str(error)), ConfigError.exit_code)
+            meant = _about_key(str(error))
+            said = _flat(error, *(["To append to your config"] if _ELSEWHERE in meant else []))
+            _leave(said.rstrip(".") + meant + _lists_in(str(error)), ConfigError.exit_code)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             if full:
                 raise
@@ -80,7 +79,10 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise Interrupted(number, f"stopped by {signal.Signals(number).name}")
 
 
-def _flat(error: BaseException) -> str:
+_ELSEWHERE = "; it is read from "
+
+
+def _flat(error: BaseException, *also_unwanted: str) -> str:
     """Hydra's message and its cause on one line, with the key that it is about, without the search path."""
     parts = [str(error)] + ([str(error.__cause__)] if error.__cause__ else [])
     lines = [line.strip() for part in parts for line in part.splitlines()]
@@ -92,6 +94,7 @@ def _flat(error: BaseException) -> str:
         "provider=",
         "Set the env",
         "See ",
+        *also_unwanted,
     )
     keys = dict.fromkeys(line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: "))
     message = " ".join(line for line in lines if line and not line.startswith(unwanted))
@@ -115,11 +118,12 @@ def _about_key(message: str) -> str:
         for name in source.split("."):
             legal = [*map(str, node), *([] if path else groups)] if isinstance(node, DictConfig) else []
             if name not in legal:
-                return nearest(f"{path}{name}", [f"{path}{key}" for key in legal])
+                return nearest(name, legal, path)
             path, node = f"{path}{name}.", node.get(name)
     except (HydraException, OmegaConfBaseException):
         return ""
-    return f"; it is read from {source}: set that" if source != found[1] else ""
+    is_sure = len(choices) == len(options)  # or there are several, or some of the user's own
+    return f"{_ELSEWHERE}{source}: set that" if is_sure and source != found[1] else ""
 
 
 def _lists_in(message: str) -> str:

@@ -135,10 +135,10 @@ def _check_names(node: DictConfig, path: str) -> None:
             _check_names(child, f"{path}{key}.")
 
 
-def nearest(word: str, legal: Iterable[str]) -> str:
-    """`; did you mean ...`, or nothing where nothing is near."""
+def nearest(word: str, legal: Iterable[str], path: str = "") -> str:
+    """`; did you mean ...`, with the path to it, or nothing where nothing is near."""
     near = difflib.get_close_matches(word, list(legal), n=1)
-    return f"; did you mean {near[0]}" if near else ""
+    return f"; did you mean {path}{near[0]}" if near else ""
 
 
 def key_to_set(cfg: DictConfig, key: str) -> str:

@@ -103,7 +103,8 @@ class SequenceModule(L.LightningModule):
 
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> Tensor:
         """One batch; its metrics are computed at the steps that are logged."""
-        self._check(batch, batch_idx)
+        if batch_idx == 0:
+            self.objective.check(batch.inputs, batch.targets)
         if self.cuda_graphs:
             loss, outputs = self.replayed(batch)
         else:
@@ -136,31 +137,17 @@ class SequenceModule(L.LightningModule):
             self._replay = step.forward  # replaced; the step as an attribute would become a part of this module
         return self._replay(batch.inputs, batch.targets)
 
-    def _check(self, batch: SequenceBatch, index: int) -> None:
-        """Refuse a first batch that is not what its task says or the objective reads. Raises: ConfigError."""
-        if index > 0:
-            return
-        task = self.trainer.datamodule  # type: ignore[attr-defined]  # which Lightning sets
-        shape = (len(batch.targets), task.sequence_length, task.input_size)
-        if not batch.inputs.is_floating_point() or batch.inputs.shape != shape:
-            dtype = str(batch.inputs.dtype).removeprefix("torch.")
-            raise ConfigError(
-                f"task: inputs are {dtype} of shape {tuple(batch.inputs.shape)}; must be floating point of (B, T, I) = "
-                f"{shape}, as targets, sequence_length and input_size say"
-            )
-        self.objective.check(batch.inputs, batch.targets)
-
     def validation_step(self, batch: SequenceBatch, batch_idx: int) -> None:
         """One batch of the validation set."""
-        self._check(batch, batch_idx)
-        self._evaluate(batch, "val")
+        self._evaluate(batch, "val", batch_idx)
 
     def test_step(self, batch: SequenceBatch, batch_idx: int) -> None:
         """One batch of the test set."""
-        self._check(batch, batch_idx)
-        self._evaluate(batch, "test")
+        self._evaluate(batch, "test", batch_idx)
 
-    def _evaluate(self, batch: SequenceBatch, split: str) -> None:
+    def _evaluate(self, batch: SequenceBatch, split: str, index: int) -> None:
+        if index == 0:
+            self.objective.check(batch.inputs, batch.targets)
         outputs = self._outputs(batch, split)
         size = len(batch.targets)
         self.log(f"{split}/loss", self.objective.loss(outputs, batch.targets), batch_size=size)

@@ -50,7 +50,7 @@ class Objective(nn.Module, ABC):
 
 
 def _check_classes(targets: Tensor, shape: tuple[int, ...], dims: str, num_classes: int) -> None:
-    if targets.dtype != torch.int64 or targets.shape != shape:
+    if targets.dtype not in (torch.int64, torch.uint8) or targets.shape != shape:
         raise ConfigError(f"task: targets are {_in_words(targets)}; must be int64 of shape {dims} = {tuple(shape)}")
     low, high = int(targets.amin()), int(targets.amax())
     if low < 0 or high >= num_classes:
@@ -98,9 +98,8 @@ class RegressLastStep(Objective):
     def check(self, inputs: Tensor, targets: Tensor) -> None:
         """See `Objective`."""
         shape = (len(inputs), self.num_outputs)
-        if targets.dtype != inputs.dtype or targets.shape != shape:
-            dtype = str(inputs.dtype).removeprefix("torch.")
-            raise ConfigError(f"task: targets are {_in_words(targets)}; must be {dtype} of shape (B, O) = {shape}")
+        if targets.shape != shape:  # others would be broadcast
+            raise ConfigError(f"task: targets are {_in_words(targets)}; must be of shape (B, O) = {shape}")
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean squared error."""

@@ -228,9 +228,7 @@ def cells_frame(paper: Paper, name: str) -> pd.DataFrame:
         if cell.table != name:
             continue
         column = f"{unit}={cell.column}" if unit else cell.column
-        quoted = as_printed(cell.published, cell.metric) + (
-            f" ± {as_printed(cell.spread, cell.metric)}" if cell.spread is not None else ""
-        )
+        quoted = as_printed(cell.published) + (f" ± {as_printed(cell.spread)}" if cell.spread is not None else "")
         if cell.origin:
             quoted += f" ({cell.origin})"
         rows.append(
@@ -277,7 +275,7 @@ def curves_frame(paper: Paper) -> pd.DataFrame:
             {
                 "experiment": one.experiment,
                 "at": f"{one.x:,} {one.unit}" if one.x != 1 else "1 epoch",
-                "published (quoted)": as_printed(one.published, metric),
+                "published (quoted)": as_printed(one.published),
                 "measured": number(one.mean, metric),
                 "sd over seeds": "" if one.spread is None else number(one.spread, metric),
                 "n": str(len(one.values)),
@@ -376,11 +374,9 @@ def number(value: float | None, metric: str) -> str:
     return f"{value:.3f}" if value >= 0.1 else f"{value:.1e}"
 
 
-def as_printed(value: float | None, metric: str) -> str:
-    """A quoted number with the digits that it was quoted with."""
-    if value is None:
-        return "never"
-    return str(float(value)) if metric.endswith("/accuracy") else f"{value:,g}"
+def as_printed(value: float | None) -> str:
+    """A quoted number with all its digits, but for zeros at the end."""
+    return "never" if value is None else f"{value:,g}"
 
 
 def settings_frame(paper: Paper, name: str) -> tuple[pd.DataFrame, int, int]:

@@ -124,7 +124,24 @@ class Task(L.LightningDataModule, ABC):
 
     def stream(self, split: str) -> BatchStream:
         """The batches of a split."""
-        return BatchStream(lambda epoch, index: self.make_batch(split, epoch, index), self.num_batches(split))
+
+        def make(epoch: int, index: int) -> SequenceBatch:
+            batch = self.make_batch(split, epoch, index)
+            if index == 0:
+                self._check(batch.inputs)
+            return batch
+
+        return BatchStream(make, self.num_batches(split))
+
+    def _check(self, inputs: Tensor) -> None:
+        """Refuse inputs that are not what the task says. Raises: ConfigError."""
+        steps = self.sequence_length, self.input_size
+        if not inputs.is_floating_point() or inputs.ndim != 3 or inputs.shape[1:] != steps or not len(inputs):
+            dtype = str(inputs.dtype).removeprefix("torch.")
+            raise ConfigError(
+                f"task: inputs are {dtype} of shape {tuple(inputs.shape)}; must be floating point of shape (B, T, I), "
+                f"where sequence_length and input_size say that (T, I) = {steps}"
+            )
 
     def train_dataloader(self) -> BatchStream:
         """Training batches; a pass is as long as `trainer.limit_train_batches` allows, so that passes stay in step.
