@@ -252,21 +252,14 @@ def measured(
     experiment: str,
     metric: str,
     preset: str = "corrected",
-    budget: tuple[str, float] | None = None,
 ) -> Measured | None:
     """The runs of an experiment with the largest budget, one a seed; the newest where a seed was run twice.
-
-    With `budget`, `steps` or `epochs` and how many, those of that budget in place of the largest.
 
     What happened at the step that solved a task happened whatever budget followed. So for `solved_step` each seed
     counts: with the run that solved it, or with its largest budget. Where enough seeds did either, others that only
     began are left out.
     """
-    runs = [
-        run
-        for run in placed.runs.get(experiment, [])
-        if run.preset == preset and (budget is None or run.budget[budget[0]] == budget[1])
-    ]
+    runs = [run for run in placed.runs.get(experiment, []) if run.preset == preset]
     if not runs:
         return None
     shares = {run.id: experiments.share(experiment, run) for run in runs}

@@ -7,7 +7,18 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-from wrnn.paper.cells import HIGHER_IS_BETTER, SEEDS_NEEDED, SOLVED, Experiments, Measured, Placed, inside, measured
+from wrnn.paper.cells import (
+    HIGHER_IS_BETTER,
+    SEEDS_NEEDED,
+    SOLVED,
+    Experiments,
+    Measured,
+    Placed,
+    inside,
+    measured,
+    scale_of,
+)
+from wrnn.paper.curves import Axis, axis_of, course, longest
 
 
 @dataclass(frozen=True)
@@ -17,9 +28,10 @@ class Claim:
     Attributes:
         text, where: what the paper says, and where.
         wanted: the band in words.
-        found: our number in words; empty where a run is missing.
-        state: `holds`, `does not hold`, `so far yes`, `so far no`, `not run`, or `not yet decidable` where results of
-            different budgets would be compared, as no budget was run with all.
+        found: our number in words; empty where a run is missing. Where results of different budgets would be compared,
+            it is of the best on validation up to where a run of each has come, which is then said.
+        state: `holds`, `does not hold`, `so far yes`, `so far no`, `not run`, or `not yet decidable` where there
+            is no such point.
         basis: the experiments with mean and standard deviation, seeds and share of the budget.
         needs: experiments that lack seeds or budget.
     """
@@ -39,35 +51,55 @@ def evaluate(claim: Mapping[str, Any], placed: Placed, experiments: Experiments)
     band = tuple(claim.get("band", (None, None)))
     found_runs = [measured(placed, experiments, name, metric) for name in names]
     needs = [name for name, found in zip(names, found_runs, strict=True) if not _is_whole(found)]
-    compared = needs and kind != "value" and metric != SOLVED
-    unit = "steps" if kind == "ratio" else "epochs"
-    if compared:
-        found_runs = _at_one_budget(names, metric, placed, experiments, unit) or found_runs
+    where, compared = "", found_runs
+    if needs and kind != "value" and metric != SOLVED and all(found_runs):
+        unit = axis_of(experiments.config(names[0]).task.name).unit
+        if len({one.runs[0].budget[unit] for one in found_runs if one}) > 1:
+            compared, where = _on_validation(names, metric, placed, experiments)
     found, holds = "", False
-    if all(found_runs):
-        found, holds = _compare(kind, band, [one for one in found_runs if one], metric)
-    state = ("holds" if holds else "does not hold") if not needs else ("so far yes" if holds else "so far no")
-    if compared and len({one.runs[0].budget[unit] for one in found_runs if one}) > 1:
-        state = "not yet decidable"
+    if all(compared):
+        found, holds = _compare(kind, band, [one for one in compared if one], metric)
+    if not all(found_runs):
+        state = "not run"
+    elif not all(compared):
+        state, compared = "not yet decidable", found_runs
+    else:
+        state = ("holds" if holds else "does not hold") if not needs else ("so far yes" if holds else "so far no")
     return Claim(
         text=claim["text"],
         where=claim["where"],
         wanted=_wanted(kind, band),
-        found=found,
-        state=state if all(found_runs) else "not run",
-        basis="; ".join(_basis(name, one, metric) for name, one in zip(names, found_runs, strict=True)),
+        found=found + where,
+        state=state,
+        basis="; ".join(_basis(name, one, metric) for name, one in zip(names, compared, strict=True)),
         needs=needs,
     )
 
 
-def _at_one_budget(
-    names: Sequence[str], metric: str, placed: Placed, experiments: Experiments, unit: str
-) -> list[Measured | None] | None:
-    """What runs of the largest budget that all these experiments were run for give; None where there is none."""
-    budgets = [{run.budget[unit] for run in placed.runs.get(name, []) if run.preset == "corrected"} for name in names]
-    if not (common := set.intersection(*budgets)):
-        return None
-    return [measured(placed, experiments, name, metric, budget=(unit, max(common))) for name in names]
+def _on_validation(
+    names: Sequence[str], metric: str, placed: Placed, experiments: Experiments
+) -> tuple[list[Measured | None], str]:
+    """What the runs of each experiment had reached when the shortest of the experiments ended, and when that was.
+
+    No published schedule depends on the budget, so the first part of a long run is what a short one is.
+    """
+    unit = axis_of(experiments.config(names[0]).task.name).unit
+    axis = Axis(metric.replace("test/", "val/"), scale_of(metric), unit)
+    courses = {name: [(run, *course(run, axis)) for run in longest(placed, experiments, name)] for name in names}
+    end = min(max((places[-1] for _, places, _ in runs if places), default=0) for runs in courses.values())
+    best = max if metric.split("/")[-1] in HIGHER_IS_BETTER else min
+    found: list[Measured | None] = []
+    for name, runs in courses.items():
+        reached = [
+            (run, best(value for place, value in zip(places, values, strict=True) if place <= end))
+            for run, places, values in runs
+            if places and places[0] <= end <= places[-1]
+        ]
+        share = min(1.0, end / experiments.budget(name)[1])
+        found.append(Measured([value for _, value in reached], [run for run, _ in reached], share, False))
+    if not all(one and one.runs for one in found):
+        return [None] * len(names), ""
+    return found, f" (validation, up to {unit[:-1]} {end:,g})"
 
 
 def _is_whole(measured: Measured | None) -> bool:

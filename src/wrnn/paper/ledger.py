@@ -43,7 +43,7 @@ class Record:
         budget: steps and epochs used, and the limits under which evaluation ran.
         results: as in results.json.
         curves: (steps, values) of the monitored metric in validation and training and of the training loss, each at
-            most 300 points.
+            most MAX_POINTS points.
         steps_per_second: of training; it depends on what else the machine did.
         hardware: cpu, threads, gpu of the last start.
         commits: of every start; a `+` says that files differed from it.
