@@ -57,9 +57,10 @@ def option_names(group: str) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Two busy test processes on two cores must not wait for each other's threads."""
+def one_thread_and_every_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two busy test processes on two cores must not wait for each other's threads; a GPU's truth is no TF32."""
     torch.set_num_threads(1)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @pytest.fixture

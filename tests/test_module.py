@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from torch import nn
@@ -42,9 +43,19 @@ def test_a_recorded_step_is_the_same_step(compose_config: Compose, monkeypatch: 
     assert len(recordings) == 1 and list(parts.module.state_dict()) == keys
 
 
-def test_cuda_graphs_need_a_gpu(compose_config: Compose, tmp_path) -> None:
-    with pytest.raises(ConfigError, match="cuda_graphs=true: needs one CUDA GPU, not cpu"):
-        train(compose_config(*TINY_COPY, "cuda_graphs=true"))
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("irnn", "needs one CUDA GPU, not cpu"),
+        ("indrnn", "a core that draws numbers or counts statistics cannot be recorded, as model=indrnn"),
+        ("exprnn", "a core that waits for the GPU within a step cannot be recorded, as model=exprnn"),
+    ],
+)
+def test_cuda_graphs_are_refused_where_they_would_not_be_the_same(
+    compose_config: Compose, tmp_path, model: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"cuda_graphs=true: {message}"):
+        train(compose_config(f"model={model}", "task=copy", "trainer=cpu", "cuda_graphs=true"))
     assert not (tmp_path / "runs").exists()
 
 
@@ -90,6 +101,16 @@ def test_cuda_graphs_train_the_same_numbers(compose_config: Compose, model: str,
         train(compose_config(*options, "trainer=gpu", f"cuda_graphs={graphs}", f"paths.run_dir={run}"))
         rows.append((tmp_path / f"{model}-{graphs}/metrics.csv").read_text())
     assert rows[0] == rows[1]
+
+
+def test_an_optimizer_goes_on_as_this_device_has_it(compose_config: Compose) -> None:
+    """Whatever it was where the run began: a GPU's checkpoint on a CPU, unless the config asks for a fused one."""
+    for words, expected in (((), None), (("+optimizer.fused=true",), True)):
+        module = build(compose_config(*TINY_COPY, *words)).module
+        module.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+        checkpoint = {"optimizer_states": [{"param_groups": [{"lr": 1.0, "fused": True}, {"lr": 1.0}]}]}
+        module.on_load_checkpoint(checkpoint)
+        assert checkpoint["optimizer_states"][0]["param_groups"] == [{"lr": 1.0, "fused": expected}, {"lr": 1.0}]
 
 
 @pytest.mark.gpu

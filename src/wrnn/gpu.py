@@ -2,7 +2,7 @@
 
 Steps, each a process of its own with what it prints in a log, in the order of what they are worth:
 - `tests`: the kernels against the readable loop, fused Adam, CUDA graphs;
-- `bench`: a training step of wrnn at psMNIST's size by every variant of `wrnn.benchmark`;
+- `bench`: a training step of wrnn at psMNIST's size by every variant of `wrnn.benchmark` but `compiled`;
 - `epoch`: one epoch of psMNIST with the paper's settings through `src/train.py`, and again under CUDA graphs;
 - `bench_all`: the other tasks and the dense core;
 - `profile`: what limits the two kernels, by Nsight Compute if it is installed.
@@ -92,8 +92,9 @@ def tests(session: Session) -> None:
 
 
 def bench(session: Session) -> None:
-    """A step of wrnn at psMNIST's size."""
-    _bench(session, "bench", ["--model", "wrnn", "--task", "psmnist"], ["--task", "copy100"])
+    """A step of wrnn at psMNIST's size, by all but the compiler that may take minutes."""
+    variants = ["--variant", "released", "graphed", "eager", "torch", "triton", "replayed", "tf32"]
+    _bench(session, "bench", ["--model", "wrnn", "--task", "psmnist", *variants], ["--task", "copy100"])
 
 
 def bench_all(session: Session) -> None:

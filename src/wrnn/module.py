@@ -164,14 +164,28 @@ class SequenceModule(L.LightningModule):
         """Say in the checkpoint what it is a checkpoint of."""
         checkpoint["identity"] = self.identity
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the optimizer as it is on this device, fused or not, whatever it was where the run began."""
+        fused = True if self._is_fused(self.trainer.strategy.root_device) else None
+        for state in checkpoint.get("optimizer_states", ()):
+            for group in state["param_groups"]:
+                if "fused" in group and "fused" not in getattr(self.make_optimizer, "keywords", {}):
+                    group["fused"] = fused
+
+    def _is_fused(self, device: torch.device) -> bool:
+        """Whether a step of the optimizer is one kernel: on a GPU if torch has it, and unless the config says."""
+        make = self.make_optimizer
+        if device.type != "cuda" or not isinstance(make, partial) or make.func not in _FUSED:
+            return False
+        mixed = self._trainer is not None and "mixed" in str(self._trainer.precision)  # Lightning clips no fused one
+        return bool(make.keywords.get("fused", not mixed))
+
     def configure_optimizers(self) -> Any:
         """The optimizer and, if there is one, its schedule. Raises: ConfigError for settings that they refuse."""
         make = self.make_optimizer
-        mixed = self._trainer is not None and "mixed" in str(
-            self._trainer.precision
-        )  # Lightning clips no fused one then
-        if self.device.type == "cuda" and isinstance(make, partial) and make.func in _FUSED and not mixed:
-            make = partial(make.func, *make.args, **{"fused": True, **make.keywords})
+        if self._is_fused(self.device):
+            assert isinstance(make, partial)
+            make = partial(make.func, *make.args, **{**make.keywords, "fused": True})
         groups, scales = self._parameter_groups()
         try:
             optimizer = make(groups)

@@ -215,20 +215,29 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             " use trainer.devices=1, and a sweep for more of them"
         )
     device = trainer.strategy.root_device
-    if cfg.cuda_graphs and device.type != "cuda":
-        raise ConfigError(f"cuda_graphs=true: needs one CUDA GPU, not {device.type}")
     if cfg.trainer.precision in ("16-mixed", "16", 16) and device.type == "cpu":
         raise ConfigError(f"trainer.precision={cfg.trainer.precision}: needs a GPU; a CPU has bf16-mixed")
-    if cfg.cuda_graphs and cfg.trainer.accumulate_grad_batches > 1:  # a replay would write over the sum so far
-        raise ConfigError(
-            f"trainer.accumulate_grad_batches={cfg.trainer.accumulate_grad_batches}: must be 1 with cuda_graphs=true"
-        )
+    if cfg.cuda_graphs:
+        _check_replays(cfg, parts.core, device)
     _guarded(partial(parts.core.check_device, device))
     parts.module.cuda_graphs = cfg.cuda_graphs
     parts.module.features = fixed_features(parts.core, parts.task, parts.objective)
     with runs.held(folder):
         runs.start(folder, cfg)
         return _run(cfg, parts, trainer, folder, checkpoint)
+
+
+def _check_replays(cfg: DictConfig, core: Core, device: torch.device) -> None:
+    """Refuse CUDA graphs where a replay would not be the step that it stands for."""
+    if not (core.is_deterministic and core.can_be_recorded):  # or the steps before a recording would be drawn, counted
+        why = "waits for the GPU within a step" if core.is_deterministic else "draws numbers or counts statistics"
+        raise ConfigError(f"cuda_graphs=true: a core that {why} cannot be recorded, as model={cfg.model.name}")
+    if device.type != "cuda":
+        raise ConfigError(f"cuda_graphs=true: needs one CUDA GPU, not {device.type}")
+    if cfg.trainer.accumulate_grad_batches > 1:  # a replay would write over the sum so far
+        raise ConfigError(
+            f"trainer.accumulate_grad_batches={cfg.trainer.accumulate_grad_batches}: must be 1 with cuda_graphs=true"
+        )
 
 
 def _run(cfg: DictConfig, parts: Parts, trainer: L.Trainer, folder: Path, checkpoint: Path | None) -> dict[str, Any]:
@@ -426,6 +435,7 @@ def _quieten_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*srun. command is available.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*GPU available but not used.*")  # trainer=cpu, as asked
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.. is deprecated.*")
     warnings.filterwarnings("ignore", message=".*not part of single contiguous chunk.*")  # cuDNN's; they are copied
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")

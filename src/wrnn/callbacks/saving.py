@@ -226,7 +226,8 @@ class StopOnNonFinite(L.Callback):
 
     A gradient may be so large that only its norm overflows: clipping then makes it zero and the run goes on, as under
     torch's own clipping. On a CPU every step is looked at; on a GPU, where looking waits for the device, the logged
-    ones, and the weights before each checkpoint.
+    ones, and the weights before each checkpoint. With `precision=16-mixed` the loss alone, as the scaler skips a step
+    whose gradient is too large for it.
     """
 
     def __init__(self) -> None:
@@ -250,7 +251,8 @@ class StopOnNonFinite(L.Callback):
         if logged:
             pl_module.log("train/gradient_norm", norm)
         assert self._loss is not None
-        spoilt = not (math.isfinite(norm) or all(torch.isfinite(gradient).all() for gradient in gradients))
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None  # it skips such a step by itself
+        spoilt = not (scaled or math.isfinite(norm) or all(torch.isfinite(gradient).all() for gradient in gradients))
         if spoilt or not math.isfinite(self._loss):
             rate = optimizer.param_groups[0]["lr"]
             raise DivergedError(
@@ -297,7 +299,8 @@ class SolvedStep(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Look at a training metric after a step; between two of them gradients are summed."""
-        if _stepped(trainer, batch_idx) and self.metric and self.metric.startswith("train/"):
+        logged = trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == trainer.max_steps  # type: ignore[attr-defined]
+        if logged and _stepped(trainer, batch_idx) and self.metric and self.metric.startswith("train/"):
             self._look(trainer)
 
     def _look(self, trainer: L.Trainer) -> None:

@@ -51,6 +51,8 @@ class Core(nn.Module, ABC):
     """
 
     whole_sequence: ClassVar[bool] = False
+    can_be_recorded: ClassVar[bool] = True
+    """Whether CUDA graphs can hold a step: nothing in it waits for the GPU."""
     uses_shared_inputs: ClassVar[bool] = False
     """Whether `forward` takes `shared_from`: the step from which on all sequences have the same inputs, or None."""
 

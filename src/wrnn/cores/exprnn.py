@@ -34,6 +34,8 @@ class ExponentialRNN(LoopCore):
     Raises: ValueError for a size or a choice that makes no sense.
     """
 
+    can_be_recorded = False  # torch's exponential of a matrix looks at its norm
+
     def __init__(
         self,
         input_size: int,

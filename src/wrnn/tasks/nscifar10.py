@@ -81,12 +81,15 @@ class NoisyRows(ImageTask):
 
     def to_inputs(self, images: Tensor, split: str, epoch: int, index: int) -> Tensor:
         """(B, 32, 96) -> (B, T, 96)."""
-        noise = self._fixed_noise
-        if self.noise != "fixed":
+        if self.noise == "fixed":
+            noise = self._fixed_noise = self._fixed_noise.to(images.device)
+        else:
             draws = len(images) if self.noise == "per_sample" else 1
             seeds = (self.noise_seed, _SPLITS.index(split), epoch if split == "train" else 0, index)
             noise = self._draw(draws, generator(*seeds))
-        return torch.cat([images, noise.to(images.device).expand(len(images), -1, -1)], dim=1)
+            if images.is_cuda:
+                noise = noise.pin_memory().to(images.device, non_blocking=True)
+        return torch.cat([images, noise.expand(len(images), -1, -1)], dim=1)
 
     def _draw(self, num_draws: int, random: torch.Generator) -> Tensor:
         return torch.randn(num_draws, self.sequence_length - ROWS, ROW_SIZE, generator=random)
