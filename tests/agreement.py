@@ -1,5 +1,6 @@
 """What tests of the recurrences share: random arguments, what comes of them, and how far apart two results are."""
 
+import random
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any
@@ -22,8 +23,12 @@ def ring_arguments(
     shared: bool = False,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
+    zeros: float = 0.0,
 ) -> list[Tensor | None]:
-    """Random arguments of ring_recurrence; `features` None: a finished drive. Inputs and state are not contiguous."""
+    """Random arguments of ring_recurrence; `features` None: a finished drive. Inputs and state are not contiguous.
+
+    `zeros`: which part of the inputs is 0, since kernels leave those out.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int, scale: float = 1.0) -> Tensor:
@@ -38,7 +43,41 @@ def ring_arguments(
         draw(batch, neurons, channels).transpose(1, 2),
         None if outputs is None else draw(outputs, channels, neurons, scale=(channels * neurons) ** -0.5),
     ]
+    inputs = arguments[0]
+    if zeros and inputs is not None:
+        inputs.mul_(torch.rand(inputs.shape, generator=generator) >= zeros)
     return [None if argument is None else argument.requires_grad_() for argument in arguments]
+
+
+def draw_ring(draw: random.Random, small: bool) -> tuple[dict[str, Any], str, str, int | None]:
+    """Any sizes for `ring_arguments`, what is wanted, the nonlinearity and `store_every`.
+
+    `small`: for Triton's interpreter, which takes a second for five steps.
+    """
+    neurons = draw.choice(
+        [1, 2, 3, 5, 7, 9, 15, 17] if small else [1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 33, 40, 65, 130]
+    )
+    legal = [taps for taps in (1, 3, 5, 7, 9) if taps <= neurons]
+    full = [neurons] if neurons % 2 and not (small and neurons > 9) else []
+    wants, steps = draw.choice(["states", "readout", "last"]), duration(draw, 5 if small else 60)
+    sizes = {
+        "batch": draw.choice([1, 2] if small else [1, 2, 3, 5, 6, 17, 33]),
+        "steps": steps,
+        "features": draw.choice([None, 1, 2, 3, 5, 10, 16, 20]),
+        "channels": draw.choice([1, 2, 3, 4, 5, 7, 8, 16, 17]),
+        "neurons": neurons,
+        "taps": draw.choice([*legal, *full, *full]),
+        "outputs": draw.choice([1, 2, 3, 4, 5, 6]) if wants == "readout" else None,
+        "shared": draw.random() < 0.3,
+        "zeros": draw.choice([0.0, 0.0, 0.5, 0.9]),
+        "seed": draw.getrandbits(32),
+    }
+    return sizes, wants, draw.choice(["relu", "tanh", "identity"]), draw.choice([None, 1, 2, 7, 20, steps + 3])
+
+
+def duration(draw: random.Random, longest: int) -> int:
+    """How many steps: often one or two."""
+    return draw.choice([1, 2, *[draw.randint(3, longest)] * 3])
 
 
 def dense_arguments(

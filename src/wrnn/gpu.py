@@ -29,7 +29,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 NEEDED = (
     "torch", "lightning", "torchmetrics", "torchvision", "hydra", "omegaconf", "filelock", "matplotlib", "rich",
-    "pytest", "pytest_timeout", "hypothesis",
+    "pytest", "pytest_timeout",
 )  # fmt: skip
 STEPS = ("tests", "bench", "epoch", "bench_all", "profile")
 SECONDS = {"tests": 180, "bench": 150, "epoch": 100, "bench_all": 600, "profile": 240}

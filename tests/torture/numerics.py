@@ -29,7 +29,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from agreement import dense_arguments, distance, near_zero, outcome, ring_arguments, to
+from agreement import dense_arguments, distance, draw_ring, duration, near_zero, outcome, ring_arguments, to
 from conftest import CONF, needs_triton, option_names
 from wrnn import schema
 from wrnn.cores.base import Core
@@ -98,11 +98,6 @@ class Verdict:
 # ------------------------------------------------------------------------------------------------------ configurations
 
 
-def duration(draw: random.Random, longest: int) -> int:
-    """How many steps: often one or two."""
-    return draw.choice([1, 2, *[draw.randint(3, longest)] * 3])
-
-
 def laid_out(draw: random.Random, tensor: Tensor | None) -> Tensor | None:
     """The same numbers elsewhere in memory: as they were, without gaps, between NaNs, or behind one."""
     if tensor is None:
@@ -136,24 +131,9 @@ def seen(function: Function, which: tuple[bool, ...]) -> Function:
 
 
 def ring(backend: str, draw: random.Random, rounded: torch.dtype, dtype: torch.dtype) -> Problem:
-    """A recurrence on rings; Triton's are few and small, since its interpreter takes a second for five steps."""
-    small = backend == "triton"
-    neurons = draw.choice([1, 2, 3, 5, 7, 9, 15, 17] if small else [1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 33, 40, 65])
-    legal = [taps for taps in (1, 3, 5, 7, 9) if taps <= neurons]
-    full = [neurons] if neurons % 2 and not (small and neurons > 9) else []
-    wants, steps = draw.choice(["states", "readout", "last"]), duration(draw, 5 if small else 60)
-    sizes = {
-        "batch": draw.choice([1, 2] if small else [1, 2, 3, 5, 6, 17, 33]),
-        "steps": steps,
-        "features": draw.choice([None, 1, 2, 3, 5, 16, 20]),
-        "channels": draw.choice([1, 2, 3, 4, 5, 7, 8, 16, 17]),
-        "neurons": neurons,
-        "taps": draw.choice([*legal, *full, *full]),
-        "outputs": draw.choice([1, 2, 3, 4, 5, 6]) if wants == "readout" else None,
-        "shared": draw.random() < 0.3,
-        "seed": draw.getrandbits(32),
-    }
-    nonlinearity, every = draw.choice(["relu", "tanh", "identity"]), draw.choice([None, 1, 2, 7, steps + 3])
+    """A recurrence on rings; Triton's are few and small."""
+    sizes, wants, nonlinearity, every = draw_ring(draw, backend == "triton")
+    steps, neurons = sizes["steps"], sizes["neurons"]
     arguments = [laid_out(draw, argument) for argument in to(to(ring_arguments(**sizes), rounded), dtype)]
     if draw.random() < 0.2:  # one state for all
         arguments[4] = arguments[4][:1].expand(sizes["batch"], -1, -1)
