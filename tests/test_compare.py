@@ -20,10 +20,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from conftest import ROOT, Compose
+from wrnn.compare import figures
 from wrnn.compare.command import main
 from wrnn.compare.groups import Comparison, compare
 from wrnn.compare.records import load
-from wrnn.compare.tables import ranked
+from wrnn.compare.tables import heading, ranked
 from wrnn.errors import ConfigError
 
 MakeRun = Callable[..., Path]
@@ -77,6 +78,16 @@ def test_means_spreads_and_ranks(make_run: MakeRun, tmp_path: Path) -> None:
     assert groups["seconds"][1] == 20.0
     over = compare(load([tmp_path / "runs"]), "seconds")
     assert list(over.groups["metric"].unique()) == ["seconds"] and list(over.groups["mean"]) == [10, 20, 10, 10]
+
+
+def test_a_metric_that_is_asked_for_is_ranked_by_what_is_better(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("copy", "wrnn", 1, 0.1, **{"test/accuracy": 0.4, "steps_per_second": 9.0})
+    make_run("copy", "irnn", 1, 0.2, **{"test/accuracy": 0.9, "steps_per_second": 8.0})
+    for metric, first, which in (
+        (None, "wrnn", "lower"), ("test/accuracy", "irnn", "higher"), ("steps_per_second", "wrnn", "higher"),
+    ):  # fmt: skip
+        found = compare(load([tmp_path / "runs"]), metric)
+        assert found.groups["model"][0] == first and f", {which} is better" in heading(found.tasks[0])
 
 
 def test_only_seeds_are_averaged(make_run: MakeRun, tmp_path: Path) -> None:
@@ -268,6 +279,31 @@ def test_the_page_needs_no_network_and_is_the_same_each_time(make_run: MakeRun, 
     assert str(tmp_path) not in text
     assert r"/script\textgreater{} \textbar{} 50\% \& a\_b [31m" in (tmp_path / "a/comparison.tex").read_text()
     assert r"&lt;/script> \| 50% &amp; a_b [31m" in (tmp_path / "a/comparison.md").read_text()
+
+
+def test_a_picture_shows_the_mean_of_a_group_and_the_best_on_top(make_run: MakeRun, tmp_path: Path) -> None:
+    for seed, value in ((1, 0.1), (2, 0.2), (3, 0.6)):
+        make_run("smnist", "wrnn", seed, value)
+    make_run("smnist", "irnn", 1, 0.7)
+    make_run("copy", "wrnn", 1, 0.9)
+    again = make_run("copy", "wrnn", 1, 0.3)
+    make_run("copy", "irnn", 1, 0.2)
+    runs = compared(tmp_path)
+    for task, expected in (("smnist", {"irnn": (0.7, 0.7, 0.7), "wrnn": (0.3, 0.1, 0.6)}),
+                           ("copy", {"irnn": (0.2, 0.2, 0.2), "wrnn": (0.3, 0.3, 0.3)})):  # fmt: skip
+        (shown,) = (one for one in runs.tasks if one.name == task)
+        named = [line for line in figures.curves(runs, shown).data if line.name]
+        assert [line.name.split(",")[0] for line in named] == list(expected)  # the best first
+        for line, values in zip(named, expected.values(), strict=True):
+            assert line.y[-1] == pytest.approx(values[0] + 0.001)
+            assert line.customdata[-1][:2] == pytest.approx([value + 0.001 for value in values[1:]])
+        top = max(figures.parallel(runs, shown).data, key=lambda line: line.y[-1])
+        assert top.name.startswith("1. irnn") and top.y[-1] == 1
+    for folder, colour in ((again, "red"), *((one, "blue") for one in (tmp_path / "runs").glob("*_smnist_*"))):
+        Image.new("RGB", (8, 4), colour).save(folder / "state_over_time.png")
+    main([str(tmp_path / "runs")])
+    text = (tmp_path / "runs/comparison/index.html").read_text()
+    assert re.findall(r"<figcaption>(?:\w+/)?(\w+?_s1)-\d+, [\w/]+ ([\d.]+)<", text) == [("irnn_smnist_s1", "0.7")]
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -351,12 +351,24 @@ def test_every_panel_finds_its_keys_in_a_run(
     grids = {block["metadata"]["runSets"][0]["name"]: block for block in blocks}
     assert grids.keys() == {"copy", "psmnist", "failed"}
     assert_panels_find_their_keys(grids["failed"], runs["copy"][1])
+    *_, states = grids["failed"]["metadata"]["runSets"][0]["filters"]["filters"]
+    assert (states["key"]["name"], states["value"]) == ("state", ["failed", "crashed", "killed"])
     for task, (_, run) in runs.items():
         page = pages[f"workspace_{task}"]
         assert (
             len(assert_panels_find_their_keys(page, run)) == len(assert_panels_find_their_keys(grids[task], run)) == 6
         )
+        best = "min" if task == "copy" else "max"
+        for panel in (*panels(page), *panels(grids[task])):
+            kind, config = panel["viewType"], panel["config"]
+            if kind == "Run History Line Plot":
+                assert config["groupAgg"] == "mean"
+            elif kind == "Bar Chart" and config["groupBy"] != "state":
+                assert config["groupAgg"] in (best, "mean") and f", {config['groupAgg']} by " in config["chartTitle"]
+            elif kind == "Scalar Chart":
+                assert config["groupAgg"] == best
         (shown,) = page["spec"]["section"]["runSets"]
+        assert [order["ascending"] for order in shown["sort"]["keys"]] == [best == "min"]
         for column in shown["runFeed"]["columnOrder"]:
             assert_found(column, run)
         for key in (*shown["grouping"], *(order["key"] for order in shown["sort"]["keys"])):

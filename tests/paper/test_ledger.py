@@ -30,6 +30,14 @@ def test_a_run_that_ends_writes_one_record(compose_config: Compose, tmp_path: Pa
         compose_config(*TINY_COPY, f"paths.ledger_dir={where}", "ckpt_path=last", f"paths.run_dir={cfg.paths.run_dir}")
     )
     assert len(book.load(where).records) == 1  # tested again, the same run
+    environment = Path(cfg.paths.run_dir) / "environment.json"
+    starts = json.loads(environment.read_text())["starts"]
+    for start, git in zip(
+        starts, ({"commit": "a" * 40, "changed": []}, {"commit": "b" * 40, "changed": ["x"]}), strict=True
+    ):
+        start["git"] = git
+    environment.write_text(json.dumps({"starts": starts}))
+    assert book.record(Path(cfg.paths.run_dir)).commits == ["a" * 9, "b" * 9 + "+"]
     path = book.keep_weights(where, found, Path(cfg.paths.run_dir))
     kept = torch.load(path, weights_only=True)
     assert kept["inputs"].shape == (23, 10) and set(kept["core"]) >= {"kernel", "bias"}
@@ -71,8 +79,9 @@ def test_a_disk_that_fills_up_leaves_the_ledger_as_it_was(
 
 
 def test_a_curve_is_thinned_between_its_ends() -> None:
-    steps, values = book._thinned(list(range(10, 60_010, 10)), [1.23456789] * 6000)
-    assert (len(steps), steps[0], steps[-1], values[0]) == (book.MAX_POINTS, 10, 60_000, 1.2346)
+    steps, values = book._thinned(list(range(10, 60_010, 10)), [1.23456789 * step for step in range(10, 60_010, 10)])
+    assert (len(steps), steps[0], steps[-1], values[0]) == (book.MAX_POINTS, 10, 60_000, 12.346)
+    assert values == pytest.approx([1.23456789 * step for step in steps], rel=1e-4)
     assert book._thinned([5], [1.0]) == ([5], [1.0])
 
 

@@ -11,15 +11,17 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy
 from PIL import Image
 
 from torture.processes import Hurt, Run, Server
-from wrnn.replay import differences
+from wrnn.paper import ledger as book
+from wrnn.replay import TIMES, differences
 
 OUTCOMES = ("same", "refused", "lost", "traceback")
 TINY = (
@@ -112,11 +114,20 @@ def difference(folder: Path, whole: Path) -> str:
     """In what a finished run is not the other one; empty where it is."""
     if found := differences(folder / "run", whole / "run"):
         return "; ".join(found)
-    lines = "".join(path.read_text() for path in (folder / "ledger").glob("*.jsonl")).splitlines()
-    if len(lines) != 1 or not lines[0].endswith("}"):
-        return f"the ledger has {len(lines)} lines"
+    kept, expected = (book.load(one / "ledger") for one in (folder, whole))
+    if kept.problems or [_what(run) for run in kept.records] != [_what(run) for run in expected.records]:
+        return f"the ledger has {len(kept.records)} records, or others; {'; '.join(kept.problems)}"
     leftovers = [path.name for path in (folder / "run").rglob("*") if path.name.endswith(".tmp")]
     return f"left behind: {leftovers}" if leftovers else ""
+
+
+def _what(run: book.Record) -> dict[str, Any]:
+    """What a record says of a run, without where, when and how fast it was made."""
+    found = asdict(run)
+    for key in ("id", "date", "steps_per_second", "overrides", "hardware"):
+        del found[key]
+    found["results"] = {key: value for key, value in found["results"].items() if key not in TIMES}
+    return found
 
 
 def ended_by(run: Run, code: int) -> str:
