@@ -39,6 +39,11 @@ BUDGET = (
     "max_epochs", "max_steps", "max_time", "val_check_interval", "check_val_every_n_epoch", "limit_val_batches",
     "limit_test_batches",
 )  # fmt: skip
+BETTER = {
+    **dict.fromkeys(("loss", "mse", "cross_entropy", "cross_entropy_over_50"), "min"),
+    **dict.fromkeys(("accuracy", "sequence_accuracy", "steps_per_second"), "max"),
+}
+"""Which way the metrics of our objectives get better, by name without split."""
 # Callbacks that watch; any other may change what a run does.
 _WATCHERS = (
     "best",

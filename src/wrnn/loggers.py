@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities import rank_zero_only
 
 from wrnn.files import write_atomically
 
@@ -40,11 +39,9 @@ class MetricsCSV(Logger):
         """None of its own."""
         return ""
 
-    @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Nothing: config.yaml has them."""
 
-    @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Add metrics of Lightning's 0-based batch `step` to the row of step + 1."""
         values = {key: repr(float(value)) for key, value in metrics.items() if not key.startswith("test/")}
@@ -65,7 +62,6 @@ class MetricsCSV(Logger):
         else:
             self._write_last_row(replace=same_row)
 
-    @rank_zero_only
     def truncate(self, step: int) -> None:
         """Drop all rows after that many optimizer steps."""
         rows = self._load()

@@ -95,7 +95,7 @@ class SequenceModule(L.LightningModule):
 
     def on_train_batch_start(self, batch: SequenceBatch, batch_idx: int) -> None:
         """Fix the random draws of this step."""
-        seed = derive_seed(self.seed, self.global_step, batch_idx, self.global_rank)
+        seed = derive_seed(self.seed, self.global_step, batch_idx)
         if self.device.type == "cpu":
             torch.default_generator.manual_seed(seed)  # the other costs a sixth of a small step if there is no GPU
         else:

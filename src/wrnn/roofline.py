@@ -9,8 +9,6 @@ them, and prints a table for the paper's tasks:
 - the least time in which these instructions can be issued. A multiprocessor has four schedulers, each of which starts
   one instruction a cycle, and the steps of a sequence cannot overlap; so this, not the chip's peak, is what a kernel
   comes near. What it waits for barriers and for its own state to come back from memory is not in it.
-
-`--tf32-error` computes instead, on the CPU, what the 10 bits that TF32 keeps of each factor do to a psMNIST wRNN.
 """
 
 import argparse
@@ -20,13 +18,8 @@ import subprocess
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from wrnn.recurrence import triton_rings
 
@@ -161,90 +154,12 @@ def best(kernel: str, size: Size, precision: str) -> Compiled:
     return min((compiled(kernel, size, config, precision) for config in configs), key=lambda made: made.cycles)
 
 
-def _tf32(tensor: Tensor, nearest: bool) -> Tensor:
-    """As a tensor core reads a float32, without its last 13 bits; or rounded first, as the kernels do."""
-    bits = tensor.contiguous().view(torch.int32) + (0x1000 if nearest else 0)
-    return (bits & ~0x1FFF).view(torch.float32)
-
-
-def _around(state_BCN: Tensor) -> Tensor:
-    return F.pad(state_BCN, (1, 1), mode="circular")
-
-
-class _TF32Ring(torch.autograd.Function):
-    """The convolution on a ring with three taps, all factors as TF32."""
-
-    @staticmethod
-    def forward(ctx: Any, state: Tensor, kernel: Tensor, nearest: bool) -> Tensor:
-        state, kernel = _tf32(state, nearest), _tf32(kernel, nearest)
-        ctx.nearest = nearest
-        ctx.save_for_backward(state, kernel)
-        return F.conv1d(_around(state), kernel)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        state, kernel = ctx.saved_tensors
-        gradient = _tf32(gradient, ctx.nearest)
-        windows = _around(state).unfold(2, 3, 1)
-        return (
-            F.conv1d(_around(gradient), kernel.flip(-1).transpose(0, 1)),
-            torch.einsum("bon,bink->oik", gradient, windows),
-            None,
-        )
-
-
-def _apply(nearest: bool, state: Tensor, kernel: Tensor) -> Any:
-    return _TF32Ring.apply(state, kernel, nearest)
-
-
-def tf32_errors(noise: float, batch_size: int = 16) -> dict[str, tuple[float, float]]:
-    """Relative error (norm of the difference over the norm) of the last state and of the kernel's gradient.
-
-    Of a psMNIST wRNN at the paper's start, its kernel disturbed by Gaussian noise of that standard deviation, on random
-    pictures; truth is the same loop in float64. Seed 0.
-    """
-    torch.manual_seed(0)
-    kernel = noise * torch.randn(16, 16, 3)
-    kernel[range(16), range(16), 2] += 1
-    pixels = torch.rand(batch_size, 784, 1) * (torch.rand(batch_size, 784, 1) < 0.2)
-    input_weight, functional = torch.zeros(16, 256), torch.randn(batch_size, 16, 256)
-    input_weight[:, 0] = 1
-
-    def run(dtype: torch.dtype, convolve: Any) -> tuple[Tensor, Tensor]:
-        weight = kernel.to(dtype).requires_grad_()
-        state = torch.zeros(batch_size, 16, 256, dtype=dtype)
-        for pixel_B1 in pixels.to(dtype).unbind(1):
-            state = torch.relu(convolve(state, weight) + pixel_B1.unsqueeze(-1) * input_weight.to(dtype))
-        (gradient,) = torch.autograd.grad((state * functional.to(dtype)).sum(), weight)
-        return state.detach(), gradient
-
-    def plain(state: Tensor, weight: Tensor) -> Tensor:
-        return F.conv1d(_around(state), weight)
-
-    true = run(torch.float64, plain)
-    errors = {}
-    ways = {"float32": plain, "tf32": partial(_apply, True), "tf32, cut": partial(_apply, False)}
-    for name, convolve in ways.items():
-        found = run(torch.float32, convolve)
-        state, gradient = (float((a.double() - b).norm() / b.norm()) for a, b in zip(found, true, strict=True))
-        errors[name] = (state, gradient)
-    return errors
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description="Operations, bytes and instructions of the GPU kernels on an H100.")
     parser.add_argument("--precision", choices=("ieee", "tf32x3", "tf32"), default="ieee", help="of the products")
     parser.add_argument("--task", nargs="+", choices=[size.name for size in SIZES], help="default: all")
-    parser.add_argument("--tf32-error", action="store_true", help="what TF32 does to a psMNIST wRNN, instead")
     options = parser.parse_args(arguments)
-    if options.tf32_error:
-        print("| noise on the kernel | precision | error of the last state | error of the kernel's gradient |")
-        print("|---|---|---|---|")
-        for noise in (0.0, 0.001, 0.01):
-            for name, (state, gradient) in tf32_errors(noise).items():
-                print(f"| {noise} | {name} | {state:.1e} | {gradient:.1e} |", flush=True)
-        return
     print("| task | GFLOP | GB | ms at peak FLOP/s | ms at peak bytes/s | ms to issue: forward | backward | sum |")
     print("|---|---|---|---|---|---|---|---|")
     details = []

@@ -33,7 +33,7 @@ from wrnn.callbacks.progress import RunRecord
 from wrnn.callbacks.saving import SolvedStep, WholeFileIO
 from wrnn.callbacks.stopping import GiveUp
 from wrnn.checks import one_of
-from wrnn.config import check, digest, first_line, identity
+from wrnn.config import BETTER, check, digest, first_line, identity
 from wrnn.cores.base import Core
 from wrnn.errors import ConfigError, Interrupted, OutOfMemory
 from wrnn.features import fixed_features
@@ -122,12 +122,6 @@ def _freeze(core: Core, frozen: bool | str) -> None:
             weight.requires_grad_(False)
 
 
-_MODES = {
-    **dict.fromkeys(("loss", "mse", "cross_entropy", "cross_entropy_over_50"), "min"),
-    **dict.fromkeys(("accuracy", "sequence_accuracy"), "max"),
-}
-
-
 def _check_metrics(cfg: DictConfig, objective: Objective) -> None:
     """A metric that is watched must be one that is logged."""
     logged = [f"{split}/{name}" for split in ("val", "train") for name in (*objective.metrics(), "loss")]
@@ -147,7 +141,7 @@ def _check_modes(cfg: DictConfig) -> None:
         ("scheduler", "monitor", "scheduler.mode"),
     ):
         watched, asked = (OmegaConf.select(cfg, f"{node}.{key}") for key in (metric, mode))
-        right = _MODES.get(str(watched).rpartition("/")[2])
+        right = BETTER.get(str(watched).rpartition("/")[2])
         if right is not None and asked not in (None, right):
             raise ConfigError(f"{node}.{mode}={asked}: must be {right} for {watched}")
 

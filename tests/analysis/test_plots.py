@@ -47,17 +47,12 @@ def test_a_spectrum_has_units_and_the_line_of_its_wave() -> None:
     assert tuple(map(abs, place_of)) == pytest.approx((8 / 64, 4 / 32))
 
 
-def test_every_channel_and_every_step_that_is_asked_for_is_drawn() -> None:
+def test_every_channel_is_drawn() -> None:
     states = torch.rand(5, 6, 7)
     drawn = [axes for axes in plots.all_channels(states, "title", columns=2).axes if axes.get_visible()]
     assert [axes.get_title() for axes in drawn] == [f"channel {channel}" for channel in range(5)]
-    field = plots.units_by_channels(states, [0, 6], "title").axes
-    assert [axes.get_ylabel() for axes in field] == ["step 0\nchannel", "step 6\nchannel"]
-    assert torch.equal(torch.from_numpy(field[1].images[0].get_array().data), states[:, :, 6])
     early, late = plots.early_and_late(states, 2 * states, "title", max_channels=1).axes
     assert (early.get_title(), late.get_title()) == ("early", "late")
-    with pytest.raises(ValueError, match=r"steps=\[7\]: must be some of 0 to 6"):
-        plots.units_by_channels(states, [7], "title")
 
 
 def test_an_animation_has_a_frame_for_each_step_up_to_a_limit(tmp_path: Path) -> None:

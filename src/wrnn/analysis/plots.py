@@ -145,23 +145,6 @@ def all_channels(states: Tensor, title: str, columns: int = 4) -> Figure:
     return figure
 
 
-def units_by_channels(states: Tensor, steps: Sequence[int], title: str) -> Figure:
-    """The whole field, channel against neuron of (C, N, T), at some time steps.
-
-    Raises: ValueError for a step that is none of the T.
-    """
-    wrong = [step for step in steps if not 0 <= step < states.shape[-1]]
-    if wrong or not steps:
-        raise ValueError(f"steps={list(steps)}: must be some of 0 to {states.shape[-1] - 1}")
-    figure = Figure(figsize=(9, 0.9 + 0.9 * len(steps)), layout="constrained")
-    panels = figure.subplots(len(steps), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, step in zip(panels, steps, strict=True):
-        draw_state(axes, states[:, :, step], f"step {step}\nchannel")
-    panels[-1].set_xlabel("neuron")
-    figure.suptitle(title)
-    return figure
-
-
 def early_and_late(early: Tensor, late: Tensor, title: str, max_channels: int = 4) -> Figure:
     """The channels (C, N, T) that are most active late, as they were early and are late in training."""
     chosen = late.double().square().sum((1, 2)).argsort(descending=True)[:max_channels].sort().values.tolist()

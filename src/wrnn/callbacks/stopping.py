@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning as L
 
+from wrnn.checks import one_of
 from wrnn.errors import ConfigError
 
 
@@ -22,9 +23,7 @@ class GiveUp(L.Callback):
     """
 
     def __init__(self, metric: str, mode: str, deadlines: Sequence[tuple[int, float]]) -> None:
-        if mode not in ("min", "max"):
-            raise ValueError(f"callbacks.give_up.mode={mode}: must be min or max")
-        self.metric, self.mode = metric, mode
+        self.metric, self.mode = metric, one_of("callbacks.give_up.mode", mode, ("min", "max"))
         try:
             self.deadlines = {int(step): float(worst) for step, worst in deadlines}
         except (TypeError, ValueError) as error:

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from wrnn.compare.records import FINISHED, Run, one_line, say
-from wrnn.config import BUDGET, fingerprint, identity
+from wrnn.config import BETTER, BUDGET, fingerprint, identity
 from wrnn.errors import ConfigError
 from wrnn.runs import recorded_code
 
@@ -64,17 +64,15 @@ class Comparison:
 
     Attributes:
         tasks: by name.
-        settings: columns of both frames that say what a run was; empty where a task has no such setting.
-        runs: a row per run, RUN_COLUMNS and settings. `counted` is false where a later run has the same settings and
-            seed.
-        groups: a row per group, GROUP_COLUMNS and settings, best first within each task, and the legend's `label`.
+        runs: a row per run, RUN_COLUMNS and a column for each setting, empty where a task has none. `counted` is false
+            where a later run has the same settings and seed.
+        groups: a row per group, GROUP_COLUMNS and the settings, best first within each task, and the legend's `label`.
             `failed` counts all that have not finished, those still running too; the rest is of finished runs, among
             them the `gave_up` that ended themselves before their budget.
         folders: the run of each row of `runs`.
     """
 
     tasks: tuple[Task, ...]
-    settings: tuple[str, ...]
     runs: pd.DataFrame
     groups: pd.DataFrame
     folders: tuple[Run, ...]
@@ -120,8 +118,7 @@ def compare(runs: Sequence[Run], metric: str | None = None) -> Comparison:
         Task(task.name, task.metric, task.mode, task.curve, tuple(names[key] for key in columns[task.name]))
         for task in tasks
     ]
-    said = tuple(names.values())
-    return Comparison(tuple(tasks), said, frame, _rank(frame, tasks, said), tuple(runs))
+    return Comparison(tuple(tasks), frame, _rank(frame, tasks, tuple(names.values())), tuple(runs))
 
 
 def _say_whether_code_differs(runs: Sequence[Run]) -> None:
@@ -241,7 +238,7 @@ def _compared_by(task: str, runs: Sequence[Run], metric: str | None) -> Task:
         names = ", ".join(sorted({name for name, _ in monitors}))
         say(f"task {task}: runs monitor different metrics ({names}); compared by {chosen}, --metric takes another")
     if chosen.split("/")[-1] != monitor.split("/")[-1]:
-        mode = "max" if chosen.endswith(("accuracy", "per_second")) else "min"
+        mode = BETTER.get(chosen.split("/")[-1], "min")
     over_time = chosen.replace("test/", "val/", 1)
     logged = any(over_time in run.results for run in runs)
     return Task(task, one_line(chosen), mode, over_time if logged else monitor, ())

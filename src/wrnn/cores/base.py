@@ -50,7 +50,6 @@ class Core(nn.Module, ABC):
     steps at once, `WholeSequenceCore` for one that has no step.
     """
 
-    whole_sequence: ClassVar[bool] = False
     can_be_recorded: ClassVar[bool] = True
     """Whether CUDA graphs can hold a step: nothing in it waits for the GPU."""
     uses_shared_inputs: ClassVar[bool] = False
@@ -228,8 +227,6 @@ def _parts(state: State) -> tuple[Tensor, ...]:
 
 class WholeSequenceCore(Core):
     """A core that needs a sequence at once: it implements `forward`, carries nothing over and has no step."""
-
-    whole_sequence = True
 
     @property
     def state_size(self) -> int:

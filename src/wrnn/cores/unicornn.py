@@ -108,9 +108,3 @@ def forth(y: Tensor, z: Tensor, drive: Tensor, w: Tensor, step: Tensor, alpha: f
     """One step: y, z and drive (B, N), w and step (N,) -> the next y and z."""
     z = z - step * (torch.tanh(torch.addcmul(drive, w, y)) + alpha * y)
     return torch.addcmul(y, step, z), z
-
-
-def back(y: Tensor, z: Tensor, drive: Tensor, w: Tensor, step: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """The step before, from the same drive: the inverse of `forth`."""
-    y = torch.addcmul(y, step, z, value=-1)
-    return y, z + step * (torch.tanh(torch.addcmul(drive, w, y)) + alpha * y)

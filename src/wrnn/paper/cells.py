@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from wrnn import schema
-from wrnn.config import identity
+from wrnn.config import BETTER, identity
 from wrnn.errors import ConfigError
 from wrnn.paper.ledger import VALIDATED, Ledger, Record
 
@@ -26,7 +26,6 @@ MAX_DIFFERENCES = 3  # of a variation from its experiment
 Verdict = Literal["reproduced", "differs", "partial budget", "not run"]
 VERDICTS: tuple[Verdict, ...] = ("reproduced", "differs", "partial budget", "not run")
 SOLVED = "solved_step"
-HIGHER_IS_BETTER = ("accuracy", "sequence_accuracy")
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Cell:
     @property
     def higher_is_better(self) -> bool:
         """Which way is better."""
-        return self.metric.split("/")[-1] in HIGHER_IS_BETTER
+        return BETTER.get(self.metric.split("/")[-1]) == "max"
 
 
 @dataclass(frozen=True)
@@ -122,10 +121,14 @@ class Experiments:
     def __init__(self, conf: Path) -> None:
         self.conf = conf
         self.names = sorted(path.stem for path in (conf / "experiment").glob("*.yaml"))
-        self.config = lru_cache(maxsize=None)(self._compose)
+        self._composed = lru_cache(maxsize=None)(self._compose)
         self.settings = lru_cache(maxsize=None)(lambda name, preset: flat(identity(self.config(name, preset))))
 
-    def _compose(self, name: str, preset: str = "corrected") -> DictConfig:
+    def config(self, name: str, preset: str = "corrected") -> DictConfig:
+        """The config of an experiment."""
+        return self._composed(name, preset)
+
+    def _compose(self, name: str, preset: str) -> DictConfig:
         schema.register()
         with initialize_config_dir(str(self.conf.absolute()), version_base="1.3"):
             return compose("config", [f"experiment={name}", f"preset={preset}"])

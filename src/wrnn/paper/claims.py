@@ -7,8 +7,8 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
+from wrnn.config import BETTER
 from wrnn.paper.cells import (
-    HIGHER_IS_BETTER,
     SEEDS_NEEDED,
     SOLVED,
     Experiments,
@@ -87,7 +87,7 @@ def _on_validation(
     axis = Axis(metric.replace("test/", "val/"), scale_of(metric), unit)
     courses = {name: [(run, *course(run, axis)) for run in longest(placed, experiments, name)] for name in names}
     end = min(max((places[-1] for _, places, _ in runs if places), default=0) for runs in courses.values())
-    best = max if metric.split("/")[-1] in HIGHER_IS_BETTER else min
+    best = max if BETTER.get(metric.split("/")[-1]) == "max" else min
     found: list[Measured | None] = []
     for name, runs in courses.items():
         reached = [
@@ -139,7 +139,7 @@ def _compare(
     if kind == "difference":
         return f"{numbers[0] - numbers[1]:+.2f}", inside(numbers[0] - numbers[1], band)
     assert kind == "order", kind
-    sign = 1 if metric.split("/")[-1] in HIGHER_IS_BETTER else -1
+    sign = 1 if BETTER.get(metric.split("/")[-1]) == "max" else -1
     return " > ".join(f"{number:.4g}" for number in numbers), all(sign * a > sign * b for a, b in pairwise(numbers))
 
 

@@ -2,11 +2,8 @@
 
 from functools import cache
 
-from lightning.pytorch.utilities import rank_zero_only
-
 
 @cache
-@rank_zero_only
 def say_once(line: str) -> None:
-    """Print a line, on the first process only, and never twice."""
+    """Print a line, and never twice."""
     print(line, flush=True)
