@@ -117,6 +117,13 @@ def test_one_seed_gives_one_result(compose_config: Compose, tmp_path: Path) -> N
     assert other["run_name"] == "wrnn_copy_s1"
 
 
+def test_validations_that_an_epoch_has_no_room_for(compose_config: Compose) -> None:
+    with pytest.raises(
+        ConfigError, match=r"val_check_interval. \(7\) must be .* of the training batches \(6\)"
+    ):
+        train(compose_config(*TINY_COPY, "trainer.val_check_interval=7"))
+
+
 def test_all_recurrences_train_alike(compose_config: Compose, tmp_path: Path) -> None:
     found = [
         train(compose_config(*TINY_COPY, f"recurrence={name}", f"paths.run_dir={tmp_path}/{name}"))[

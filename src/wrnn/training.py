@@ -403,6 +403,10 @@ def _known_failures(folder: Path) -> Iterator[None]:
         raise Interrupted(signal.SIGTERM, "stopped by SIGTERM") from error
     except MisconfigurationException as error:
         raise ConfigError(f"trainer: {first_line(error)}") from error
+    except ValueError as error:
+        if "`val_check_interval`" not in str(error):  # which Lightning holds against the data once they are there
+            raise
+        raise ConfigError(f"trainer: {first_line(error)}") from error
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
