@@ -103,7 +103,7 @@ def test_cuda_graphs_train_the_same_numbers(compose_config: Compose, model: str,
     assert rows[0] == rows[1]
 
 
-def test_an_optimizer_goes_on_as_this_device_has_it(compose_config: Compose) -> None:
+def test_an_optimizer_goes_on_as_this_device_has_it(compose_config: Compose, monkeypatch) -> None:
     """Whatever it was where the run began: a GPU's checkpoint on a CPU, unless the config asks for a fused one."""
     for words, expected in (((), None), (("+optimizer.fused=true",), True)):
         module = build(compose_config(*TINY_COPY, *words)).module
@@ -111,6 +111,11 @@ def test_an_optimizer_goes_on_as_this_device_has_it(compose_config: Compose) -> 
         checkpoint = {"optimizer_states": [{"param_groups": [{"lr": 1.0, "fused": True}, {"lr": 1.0}]}]}
         module.on_load_checkpoint(checkpoint)
         assert checkpoint["optimizer_states"][0]["param_groups"] == [{"lr": 1.0, "fused": expected}, {"lr": 1.0}]
+    monkeypatch.setattr(module, "_is_fused", lambda device: True)  # a CPU's checkpoint on a GPU
+    module.make_optimizer = build(compose_config(*TINY_COPY)).module.make_optimizer
+    checkpoint["optimizer_states"][0]["param_groups"][0]["fused"] = None
+    module.on_load_checkpoint(checkpoint)
+    assert checkpoint["optimizer_states"][0]["param_groups"][0]["fused"] is True
 
 
 @pytest.mark.gpu

@@ -105,6 +105,25 @@ def test_claims(make_record: MakeRecord, experiments: Experiments) -> None:
         run.budget["steps"] = len(values)
         unlike.append(replace(run, curves={"val/accuracy": (list(range(1, len(values) + 1)), values)}))
     assert states(*unlike)["psMNIST"] == ("+20.00 (validation, up to epoch 3)", "so far yes")
+    few = [make_record(f"{name}_psmnist", seed, **{"test/accuracy": value}) for seed in (0, 1)
+           for name, value in (("wrnn", 0.9), ("irnn", 0.8))]  # fmt: skip
+    assert states(*few)["psMNIST"] == ("+10.00", "so far yes")  # 120 epochs and 250, as published
+    longer = [
+        replace(
+            run,
+            seed=seed,
+            curves={"val/accuracy": (steps, values)},
+            budget={**run.budget, "steps": steps[-1], "epochs": epochs},
+        )
+        for run, seed, epochs, steps, values in (
+            (unlike[0], 0, 4.4944, [445, 1780, 2000], [0.7, 0.95, 0.96]),
+            (unlike[1], 0, 4.0, [445, 1780], [0.5, 0.6]),
+            (unlike[1], 1, 4.0, [445, 1780], [0.5, 0.7]),
+            (unlike[1], 2, 8.0, [1780, 3560], [0.8, 0.9]),
+        )
+    ]
+    found = states(*longer)["psMNIST"]
+    assert found == ("+25.00 (validation, up to epoch 4)", "so far yes")  # 95 less 60, 70 and 80; not after 8 epochs
     three = [
         make_record(name, seed, **{"test/accuracy": value})
         for name, value in (("wrnn_smnist", 0.97), ("wrnn_smnist_random_u", 0.95), ("wrnn_smnist_dirac_u", 0.96))

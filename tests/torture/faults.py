@@ -115,7 +115,11 @@ def difference(folder: Path, whole: Path) -> str:
     if found := differences(folder / "run", whole / "run"):
         return "; ".join(found)
     kept, expected = (book.load(one / "ledger") for one in (folder, whole))
-    if kept.problems or [_what(run) for run in kept.records] != [_what(run) for run in expected.records]:
+    if (
+        kept.problems
+        or len(kept.records) != 1
+        or [_what(run) for run in kept.records] != [_what(run) for run in expected.records]
+    ):
         return f"the ledger has {len(kept.records)} records, or others; {'; '.join(kept.problems)}"
     leftovers = [path.name for path in (folder / "run").rglob("*") if path.name.endswith(".tmp")]
     return f"left behind: {leftovers}" if leftovers else ""

@@ -226,8 +226,8 @@ class StopOnNonFinite(L.Callback):
 
     A gradient may be so large that only its norm overflows: clipping then makes it zero and the run goes on, as under
     torch's own clipping. On a CPU every step is looked at; on a GPU, where looking waits for the device, the logged
-    ones, and the weights before each checkpoint. With `precision=16-mixed` the loss alone, as the scaler skips a step
-    whose gradient is too large for it.
+    ones, and the weights before each checkpoint. With `precision=16-mixed` the scaler skips a step whose gradient is
+    too large for it; it ends the run once its scale has come down below 1.
     """
 
     def __init__(self) -> None:
@@ -251,12 +251,13 @@ class StopOnNonFinite(L.Callback):
         if logged:
             pl_module.log("train/gradient_norm", norm)
         assert self._loss is not None
-        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None  # it skips such a step by itself
-        spoilt = not (scaled or math.isfinite(norm) or all(torch.isfinite(gradient).all() for gradient in gradients))
-        if spoilt or not math.isfinite(self._loss):
+        scaler = getattr(trainer.precision_plugin, "scaler", None)  # it skips a step that is too large, and halves
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        spoilt = not (math.isfinite(norm) or all(torch.isfinite(gradient).all() for gradient in gradients))
+        if (spoilt and (scaler is None or scale < 1)) or not math.isfinite(self._loss):
             rate = optimizer.param_groups[0]["lr"]
             raise DivergedError(
-                f"diverged at step {trainer.global_step + 1}: loss {self._loss.item():g},"
+                f"diverged at step {trainer.global_step + 1}: loss {self._loss.item() / scale:g},"
                 f" gradient norm {norm.item():g}, learning rate {rate:g}; the checkpoints hold the last good state"
             )
 

@@ -238,7 +238,7 @@ def _compared_by(task: str, runs: Sequence[Run], metric: str | None) -> Task:
         names = ", ".join(sorted({name for name, _ in monitors}))
         say(f"task {task}: runs monitor different metrics ({names}); compared by {chosen}, --metric takes another")
     if chosen.split("/")[-1] != monitor.split("/")[-1]:
-        mode = BETTER.get(chosen.split("/")[-1], "min")
+        mode = BETTER.get(chosen.split("/")[-1], "max" if chosen.endswith("accuracy") else "min")
     over_time = chosen.replace("test/", "val/", 1)
     logged = any(over_time in run.results for run in runs)
     return Task(task, one_line(chosen), mode, over_time if logged else monitor, ())

@@ -52,7 +52,8 @@ def evaluate(claim: Mapping[str, Any], placed: Placed, experiments: Experiments)
     found_runs = [measured(placed, experiments, name, metric) for name in names]
     needs = [name for name, found in zip(names, found_runs, strict=True) if not _is_whole(found)]
     where, compared = "", found_runs
-    if needs and kind != "value" and metric != SOLVED and all(found_runs):
+    unfinished = any(one is not None and not one.is_whole for one in found_runs)
+    if unfinished and kind != "value" and metric != SOLVED and all(found_runs):
         unit = axis_of(experiments.config(names[0]).task.name).unit
         if len({one.runs[0].budget[unit] for one in found_runs if one}) > 1:
             compared, where = _on_validation(names, metric, placed, experiments)
@@ -79,21 +80,24 @@ def evaluate(claim: Mapping[str, Any], placed: Placed, experiments: Experiments)
 def _on_validation(
     names: Sequence[str], metric: str, placed: Placed, experiments: Experiments
 ) -> tuple[list[Measured | None], str]:
-    """What the runs of each experiment had reached when the shortest of the experiments ended, and when that was.
+    """The best on validation of each experiment's runs until as many as are needed, or all, were still at work of each.
 
-    No published schedule depends on the budget, so the first part of a long run is what a short one is.
+    And when that was. No published schedule depends on the budget, so the first part of a long run is what a short one
+    is; its test was taken at its end alone.
     """
     unit = axis_of(experiments.config(names[0]).task.name).unit
     axis = Axis(metric.replace("test/", "val/"), scale_of(metric), unit)
     courses = {name: [(run, *course(run, axis)) for run in longest(placed, experiments, name)] for name in names}
-    end = min(max((places[-1] for _, places, _ in runs if places), default=0) for runs in courses.values())
+    ends = [sorted((places[-1] for _, places, _ in runs if places), reverse=True) for runs in courses.values()]
+    end = min(reached[:SEEDS_NEEDED][-1] if reached else 0.0 for reached in ends)
+    at_most = end * (1 + 1e-3)  # epochs of a run that ended within one are rounded
     best = max if BETTER.get(metric.split("/")[-1]) == "max" else min
     found: list[Measured | None] = []
     for name, runs in courses.items():
         reached = [
-            (run, best(value for place, value in zip(places, values, strict=True) if place <= end))
+            (run, best(value for place, value in zip(places, values, strict=True) if place <= at_most))
             for run, places, values in runs
-            if places and places[0] <= end <= places[-1]
+            if places and places[0] <= at_most and end <= places[-1] * (1 + 1e-3)
         ]
         share = min(1.0, end / experiments.budget(name)[1])
         found.append(Measured([value for _, value in reached], [run for run, _ in reached], share, False))

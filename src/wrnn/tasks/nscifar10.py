@@ -87,8 +87,7 @@ class NoisyRows(ImageTask):
             draws = len(images) if self.noise == "per_sample" else 1
             seeds = (self.noise_seed, _SPLITS.index(split), epoch if split == "train" else 0, index)
             noise = self._draw(draws, generator(*seeds))
-            if images.is_cuda:
-                noise = noise.pin_memory().to(images.device, non_blocking=True)
+            noise = (noise.pin_memory() if images.is_cuda else noise).to(images.device, non_blocking=True)
         return torch.cat([images, noise.expand(len(images), -1, -1)], dim=1)
 
     def _draw(self, num_draws: int, random: torch.Generator) -> Tensor:
