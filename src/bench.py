@@ -1,6 +1,17 @@
 """Compare the released per-step loop with this package, e.g. `python src/bench.py --task psmnist --threads 2`."""
 
-from wrnn.benchmark import main
+import sys
+
+from wrnn import cli
+
+
+def main() -> None:
+    """Measure; exit code 1 if a variant could not be timed."""
+    with cli.endings():
+        from wrnn.benchmark import main  # late, so that Ctrl-C while torch is read is no traceback
+
+        sys.exit(any(row.error for row in main()))
+
 
 if __name__ == "__main__":
-    raise SystemExit(any(row.error for row in main()))
+    cli.run(main)

@@ -189,6 +189,23 @@ def test_the_identity_changes_with_the_result_and_with_nothing_else(compose_conf
         (["task.monitor.metric=val/acuracy"], "task.monitor.metric='val/acuracy': must be one of val/accuracy"),
         (["model.name=../x"], "model.name='../x': must be a name of letters"),
         (["task.datamodule=3"], "task.datamodule=3: must be what is built from a _target_"),
+        (["trainer.max_time=00:10:00"], "trainer.max_time=00:10:00: must be days:hours:minutes:seconds"),
+        (["trainer.max_time={minutes: 1}"], "trainer.max_time=.*: must be days:hours:minutes:seconds"),
+        (["trainer.val_check_interval=0"], "trainer.val_check_interval=0: must be a number above 0"),
+        (["trainer.check_val_every_n_epoch=0"], "check_val_every_n_epoch=0: must be a number of at least 1"),
+        (["trainer.limit_train_batches=0"], "trainer.limit_train_batches=0: must be a number above 0"),
+        (["+trainer.logger=false"], "trainer.logger=False: must be left out; use logger="),
+        (["+trainer.overfit_batches=2"], "trainer.overfit_batches=2: must be 0; batches are drawn anew"),
+        (["+trainer.strategy=ddp_spawn"], "trainer.strategy=ddp_spawn: must be auto; a run takes one device"),
+        (
+            ["scheduler=plateau", "trainer.check_val_every_n_epoch=2"],
+            "scheduler.monitor=val/.*: is there after validations alone; must have .*every_n_epoch=2",
+        ),
+        (
+            ["trainer.limit_val_batches=0", "callbacks=give_up"],
+            "callbacks.give_up.metric=val/.*: is never there with trainer.limit_val_batches=0",
+        ),
+        ([f"seed={2**63}"], r"seed=\d+: must be a whole number in \[0, 2\^63\)"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_legal(compose_config: Compose, words: list[str], said: str) -> None:

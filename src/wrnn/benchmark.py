@@ -35,7 +35,7 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
 from wrnn import schema
-from wrnn.config import first_line
+from wrnn.config import check, first_line
 from wrnn.cores.irnn import IdentityRNN
 from wrnn.cores.wrnn import TravelingWaveRNN
 from wrnn.precision import float32_products
@@ -197,8 +197,7 @@ def measure(
 ) -> list[Row]:
     """Time the variants `repeats` times in turn, after two untimed rounds."""
     core, last_only = parts.core, parts.objective.last_only
-    if not isinstance(core, TravelingWaveRNN | IdentityRNN):
-        raise ValueError(f"model={model}: the released code has no such loop; use wrnn or irnn")
+    assert isinstance(core, TravelingWaveRNN | IdentityRNN)
     parts.module.to(device)
     batch = batch_of(parts.task)
     batch = SequenceBatch(batch.inputs.to(device), batch.targets.to(device), batch.shared_from)
@@ -287,7 +286,8 @@ SIZES = {
 def main(arguments: list[str] | None = None) -> list[Row]:
     """Parse the command line, measure, print the table and, if asked, write it as JSON."""
     parser = argparse.ArgumentParser(description="The released loop against ours: one training step.")
-    parser.add_argument("--model", nargs="+", default=["wrnn", "irnn"], help="options of the model group")
+    models = ["wrnn", "irnn"]
+    parser.add_argument("--model", nargs="+", default=models, choices=models, help="whose loop; default: both")
     parser.add_argument("--task", nargs="+", default=list(SIZES), choices=list(SIZES), help="sizes to time")
     parser.add_argument("--variant", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="what to time")
     parser.add_argument("--repeats", type=int, default=3, help="timed steps of each variant")
@@ -304,6 +304,17 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     if options.threads:
         torch.set_num_threads(options.threads)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if options.output and options.output.is_dir():
+        parser.error(f"--output={options.output}: is a folder; must be a file")
+    schema.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        pairs = [
+            (model, task, compose("config", [f"model={model}", *SIZES[task], *options.set]))
+            for task in options.task
+            for model in options.model
+        ]
+    for _, _, cfg in pairs:
+        check(cfg)
     peak = measure_peak(device)
     facts = {
         "torch": torch.__version__,
@@ -321,23 +332,19 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     print(f"one training step without optimizer, median of {options.repeats}; ratio: of the released loop's time")
     heads = f"{'batch':>5} {'steps':>5} {'ms':>8} {'ratio':>6} {'GFLOP/s':>8} {'of peak':>8} {'GiB':>5}"
     print(f"{'model':6} {'task':10} {'variant':9} {heads}")
-    schema.register()
     rows: list[Row] = []
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        for task in options.task:
-            for model in options.model:
-                parts = build(compose("config", [f"model={model}", *SIZES[task], *options.set]))
-                found = measure(model, task, parts, tuple(options.variant), options.repeats, peak, device)
-                rows += found
-                for row in found:
-                    print(
-                        f"{model:6} {task:10} {row.variant:9} {row.batch_size:5} {row.sequence_length:5} "
-                        f"{row.milliseconds:8.1f} {row.ratio:6.3f} {row.gflops:8.0f} {row.share:8.0%} "
-                        f"{'' if row.memory_gib is None else f'{row.memory_gib:5.1f}'}{row.error or ''}",
-                        flush=True,
-                    )
-                if options.output:
-                    _write(options.output, facts, rows)
+    for model, task, cfg in pairs:
+        found = measure(model, task, build(cfg), tuple(options.variant), options.repeats, peak, device)
+        rows += found
+        for row in found:
+            print(
+                f"{model:6} {task:10} {row.variant:9} {row.batch_size:5} {row.sequence_length:5} "
+                f"{row.milliseconds:8.1f} {row.ratio:6.3f} {row.gflops:8.0f} {row.share:8.0%} "
+                f"{'' if row.memory_gib is None else f'{row.memory_gib:5.1f}'}{row.error or ''}",
+                flush=True,
+            )
+        if options.output:
+            _write(options.output, facts, rows)
     disturbed = [row for row in rows if (row.model, row.task, row.variant) == ("wrnn", "psmnist", "released")]
     if device == "cpu" and any(row.share < DISTURBED for row in disturbed):
         print(f"VOID: the released loop reached less than {DISTURBED:.0%} of the peak; the machine was busy")

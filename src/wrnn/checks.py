@@ -12,11 +12,11 @@ def whole_number(name: str, value: object, minimum: int = 1) -> int:
 
 
 def seed(name: str, value: object, or_null: bool = False) -> None:
-    """Accept an int of at least 0, or None where that means another seed. Raises: ValueError."""
+    """Accept an int in [0, 2^63), or None where that means another seed. Raises: ValueError."""
     if value is None and or_null:
         return
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{name}={value!r}: must be a whole number of at least 0{', or null' if or_null else ''}")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        raise ValueError(f"{name}={value!r}: must be a whole number in [0, 2^63){', or null' if or_null else ''}")
 
 
 def odd_kernel(kernel_size: int, limit: int, of: str) -> int:

@@ -29,6 +29,7 @@ CONF = Path(__file__).parents[2] / "conf"
 
 def run(main: Callable[[], None]) -> None:
     """Call a Hydra main: what it raises becomes one line on stderr and an exit code; a bug keeps its traceback."""
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # argparse wants them first
     full = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra raise instead of printing several lines
     with endings():
@@ -38,8 +39,8 @@ def run(main: Callable[[], None]) -> None:
             if full:
                 raise
             meant = _about_key(str(error))
-            said = _flat(error, *(["To append to your config"] if _ELSEWHERE in meant else []))
-            _leave(said.rstrip(".") + meant + _lists_in(str(error)), ConfigError.exit_code)
+            said = _flat(error, *(["To append to your"] if meant else []))
+            _leave(said.rstrip(".") + meant + _lists_in(str(error)) + _about_words(said), ConfigError.exit_code)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             if full:
                 raise
@@ -98,7 +99,18 @@ def _flat(error: BaseException, *also_unwanted: str) -> str:
     )
     keys = dict.fromkeys(line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: "))
     message = " ".join(line for line in lines if line and not line.startswith(unwanted))
+    message = message.split(" To override a value use ")[0]  # advice for files, where words are meant
     return message if all(key in message for key in keys) else f"{', '.join(keys)}: {message}"
+
+
+def _about_words(message: str) -> str:
+    """What to write where Hydra's grammar, or its list of defaults, does not take a word."""
+    if re.search("LexerNoViableAlt|mismatched input|no viable alternative|extraneous input", message):
+        return "; a value with ~, =, spaces or letters beyond a to z wants quotes within quotes: 'run=\"a=b\"'"
+    added = [word for word in sys.argv[1:] if re.match(r"\+[\w/]+=", word)]
+    if message.startswith("Multiple values for") and added:
+        return f"; write {' '.join(word[1:] for word in added)}, without +"
+    return ""
 
 
 def _about_key(message: str) -> str:
@@ -106,24 +118,46 @@ def _about_key(message: str) -> str:
     found = re.search(r"(?:Could not override|delete from config\.|full_key:)\s+'?([\w.]+)", message)
     if found is None:
         return ""
-    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
+    command = Path(sys.argv[0]).stem
+    root = command if command in ("evaluate", "replay", "dashboard") else "config"
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()} if root == "config" else set()
     options = [word for word in sys.argv[1:] if word.split("=")[0] in groups]
     choices = [word for word in options if (CONF / f"{word.replace('=', '/')}.yaml").exists()]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("config", choices)
+            cfg = compose(root, choices)
         source = key_to_set(cfg, found[1])
         path, node = "", cfg
         for name in source.split("."):
             legal = [*map(str, node), *([] if path else groups)] if isinstance(node, DictConfig) else []
+            if name not in legal and root != "config":
+                return nearest(name, legal) or f"; there are: {', '.join(map(str, cfg))}"
             if name not in legal:
-                return nearest(name, legal, path)
+                alike, further_down = nearest(name, legal, path), _same_name(cfg, source)
+                return (alike or further_down) if path else (further_down or alike)
             path, node = f"{path}{name}.", node.get(name)
     except (HydraException, OmegaConfBaseException):
         return ""
     is_sure = len(choices) == len(options)  # or there are several, or some of the user's own
     return f"{_ELSEWHERE}{source}: set that" if is_sure and source != found[1] else ""
+
+
+def _same_name(cfg: DictConfig, word: str) -> str:
+    """`; did you mean ...`: the keys anywhere that have the name of this one, as they are set; or nothing."""
+    plain, name = OmegaConf.to_container(cfg, resolve=False), word.split(".")[-1]
+    paths = [
+        path for path in _paths(plain, "") if path.split(".")[-1] == name and not re.search("presets|pairing", path)
+    ]
+    found = dict.fromkeys(key_to_set(cfg, path) for path in paths)
+    return f"; did you mean {' or '.join(found)}" if found else ""
+
+
+def _paths(node: Any, path: str) -> Iterator[str]:
+    for key, value in node.items() if isinstance(node, dict) else ():
+        below = f"{path}.{key}" if path else str(key)
+        yield below
+        yield from _paths(value, below)
 
 
 def _lists_in(message: str) -> str:

@@ -71,8 +71,21 @@ _OWN = ("model.", "task.")  # cores, readouts, objectives and tasks look at thei
 _HYDRAS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 _AT_LEAST = {
     "optimizer.lr": 0, "optimizer.weight_decay": 0, "trainer.gradient_clip_val": 0,
-    "trainer.accumulate_grad_batches": 1, "trainer.log_every_n_steps": 1,
+    "trainer.accumulate_grad_batches": 1, "trainer.log_every_n_steps": 1, "trainer.check_val_every_n_epoch": 1,
 }  # fmt: skip
+_ABOVE_ZERO = ("trainer.val_check_interval", "trainer.limit_train_batches")
+# What Lightning's Trainer takes and a run does not: the only value there is, and why or what to use.
+_TRAINER_FIXED: dict[str, tuple[Any, str]] = {
+    "logger": (None, "use logger=, as logger=none"),
+    "callbacks": (None, "use +callbacks.NAME={_target_: ...}"),
+    "enable_progress_bar": (None, "use callbacks.progress=null"),
+    "default_root_dir": (None, "use paths.run_dir"),
+    "plugins": (None, "a run has its own"),
+    "strategy": ("auto", "a run takes one device"),
+    "num_nodes": (1, "a run takes one device"),
+    "overfit_batches": (0, "batches are drawn anew in every pass"),
+    "reload_dataloaders_every_n_epochs": (0, "batches are drawn anew in every pass"),
+}
 BIASES = ("zero", "pytorch")
 
 
@@ -101,6 +114,8 @@ def check(cfg: DictConfig, groups: Collection[str] | None = None) -> None:
             raise ConfigError(f"{path}={value}: must be a number of at least {_AT_LEAST[path]}")
         if path.startswith("model.presets.") and value not in BIASES:
             raise ConfigError(f"{path}={value}: must be one of {', '.join(BIASES)}")
+        if path in _ABOVE_ZERO and isinstance(value, int | float) and value <= 0:
+            raise ConfigError(f"{path}={value}: must be a number above 0")
     _check_presets(plain)
     for path in ("model.name", "task.name"):
         name = _at(plain, path)
@@ -115,7 +130,37 @@ def check(cfg: DictConfig, groups: Collection[str] | None = None) -> None:
     for path, node in _targets(plain, ""):
         _check_target(path, node)
     if groups is None:
+        _check_trainer(plain)
         _check_budget(plain)
+
+
+def _check_trainer(plain: dict[str, Any]) -> None:
+    """What a value's type does not tell, and what goes together."""
+    trainer = plain["trainer"]
+    for key, (only, why) in _TRAINER_FIXED.items():
+        if trainer.get(key, only) not in (None, only):
+            legal = "must be left out" if only is None else f"must be {only}"
+            raise ConfigError(f"trainer.{key}={trainer[key]}: {legal}; {why}")
+    limit = trainer.get("max_time")
+    if limit is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(limit)):
+        raise ConfigError(f"trainer.max_time={limit}: must be days:hours:minutes:seconds, as 00:01:30:00, or null")
+    if isinstance(trainer.get("val_check_interval"), Mapping):
+        raise ConfigError(f"trainer.val_check_interval={trainer['val_check_interval']}: must be a number or a time")
+    schedule, every = plain["scheduler"], trainer.get("check_val_every_n_epoch")
+    never = trainer.get("limit_val_batches") == 0
+    if str(schedule["monitor"]).startswith("val/"):
+        if schedule["interval"] != "epoch" or every is None or schedule["frequency"] % every or never:
+            raise ConfigError(
+                f"scheduler.monitor={schedule['monitor']}: is there after validations alone; must have"
+                " scheduler.interval=epoch, trainer.limit_val_batches above 0 and a scheduler.frequency that is a"
+                f" multiple of trainer.check_val_every_n_epoch={every}"
+            )
+    for name, watcher in (plain.get("callbacks") or {}).items():
+        acts = isinstance(watcher, Mapping) and (watcher.get("stop") or "deadlines" in watcher)
+        if never and acts and str(watcher.get("metric")).startswith("val/"):
+            raise ConfigError(
+                f"callbacks.{name}.metric={watcher['metric']}: is never there with trainer.limit_val_batches=0"
+            )
 
 
 def _check_budget(plain: dict[str, Any]) -> None:

@@ -90,13 +90,13 @@ def checked(path: Path, cfg: DictConfig) -> Path:
     return path
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Load a checkpoint to the CPU, running nothing that is in it.
+def read_checkpoint(path: Path, key: str = "ckpt_path") -> dict[str, Any]:
+    """Load a checkpoint to the CPU, running nothing that is in it. `key`: what asked for it, for the errors.
 
     Raises: ConfigError where there is none, it is not whole, or holds more than numbers and text.
     """
     if not path.is_file():
-        raise ConfigError(f"ckpt_path={path}: no such file")
+        raise ConfigError(f"{key}={path}: no such file")
     import torch  # late: a sweep's controller reads run folders, and starts faster without it
 
     try:
@@ -105,9 +105,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
                 raise ValueError(f"{damaged} does not have its checksum")
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ConfigError(f"ckpt_path={path}: holds more than numbers and text; nothing in it was run") from error
+        raise ConfigError(f"{key}={path}: holds more than numbers and text; nothing in it was run") from error
     except Exception as error:
-        raise ConfigError(f"ckpt_path={path}: not a whole checkpoint ({first_line(error)})") from error
+        raise ConfigError(f"{key}={path}: not a whole checkpoint ({first_line(error)})") from error
 
 
 def load_config(folder: Path) -> DictConfig:

@@ -135,6 +135,17 @@ class ReplayConfig:
     data_dir: str | None = None
 
 
+@dataclass
+class DashboardConfig:
+    """`src/dashboard.py`: whose runs, which of them, and where the pages go."""
+
+    project: str = "wrnn"
+    entity: str | None = None
+    group: str | None = None
+    tasks: Any = None
+    output: str | None = None
+
+
 def sweep_dir(runs_dir: str, experiment: str | None, sweep: str | None) -> str:
     """The folder of a sweep: named by the experiment and the axes that were chosen, `multirun` without either."""
     name = "_".join(part for part in (experiment, sweep) if part) or "multirun"
@@ -168,3 +179,4 @@ def register() -> None:
     store.store(name="schema", node=RootConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="replay_schema", node=ReplayConfig)
+    store.store(name="dashboard_schema", node=DashboardConfig)

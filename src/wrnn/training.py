@@ -7,6 +7,7 @@ import errno
 import inspect
 import logging
 import math
+import re
 import signal
 import warnings
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ from wrnn import runs, wandb_logger
 from wrnn.callbacks.progress import RunRecord
 from wrnn.callbacks.saving import SolvedStep, WholeFileIO
 from wrnn.callbacks.stopping import GiveUp
-from wrnn.checks import one_of
+from wrnn.checks import one_of, seed
 from wrnn.config import BETTER, check, digest, first_line, identity
 from wrnn.cores.base import Core
 from wrnn.errors import ConfigError, Interrupted, OutOfMemory
@@ -82,8 +83,7 @@ def build(cfg: DictConfig) -> Parts:
     precision = cfg.get("matmul_precision", "highest")
     if precision not in PRECISIONS:
         raise ConfigError(f"matmul_precision={precision}: must be one of {', '.join(PRECISIONS)}")
-    if not isinstance(cfg.seed, int) or cfg.seed < 0:
-        raise ConfigError(f"seed={cfg.seed}: must be a whole number of at least 0")
+    _guarded(partial(seed, "seed", cfg.seed))
     torch.manual_seed(cfg.seed)
     task: Task = _make("task.datamodule", cfg.task.datamodule)
     core: Core = _make("model.core", cfg.model.core, **_facts(cfg.model.core._target_, task))
@@ -160,7 +160,7 @@ def _make(key: str, node: DictConfig, **facts: Any) -> Any:
         if _is_out_of_memory(cause):
             raise OutOfMemory(f"out of memory: {key}: {first_line(cause)}") from error
         message = first_line(cause)
-        raise ConfigError(message if "=" in message.split(":")[0] else f"{key}: {message}") from error
+        raise ConfigError(message if re.match(r"\w+(\.\w+)*=", message) else f"{key}: {message}") from error
 
 
 def _check_starts(cfg: DictConfig) -> None:
@@ -320,10 +320,14 @@ def evaluate(
     if modules := runs.changed_code(folder):
         print(f"not as it was: {', '.join(modules)}", flush=True)
     _quieten_libraries()
-    trainer = L.Trainer(
-        accelerator=accelerator, devices=1, precision=run.config.trainer.precision, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=str(folder),
-    )  # fmt: skip
+    try:
+        trainer = L.Trainer(
+            accelerator=accelerator, devices=1, precision=run.config.trainer.precision, logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            default_root_dir=str(folder),
+        )  # fmt: skip
+    except (MisconfigurationException, ValueError) as error:
+        raise ConfigError(f"accelerator={accelerator}: {first_line(error)}") from error
     _guarded(partial(run.core.check_device, trainer.strategy.root_device))
     _guarded(run.task.prepare_data)
     with float32_products(run.config.get("matmul_precision", "highest")), without_denormals():
@@ -354,7 +358,7 @@ def load_run(folder: str | Path, checkpoint: str | None = None, data_dir: str | 
     with torch.random.fork_rng(devices=[]):
         parts = build(cfg)
     try:
-        parts.module.load_state_dict(runs.read_checkpoint(path)["state_dict"])
+        parts.module.load_state_dict(runs.read_checkpoint(path, "checkpoint")["state_dict"])
     except RuntimeError as error:
         details = " ".join(str(error).split("\n\t")[1:2]).strip()
         raise ConfigError(
@@ -431,6 +435,7 @@ def _quieten_libraries() -> None:
     """Keep Lightning's advertisements and devices list off the screen; warnings and errors stay."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # a report that was asked for
     warnings.filterwarnings("ignore", message=".*srun. command is available.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*GPU available but not used.*")  # trainer=cpu, as asked

@@ -227,7 +227,7 @@ def test_the_name_of_a_run_changes_with_its_result_and_with_nothing_else(compose
     other = ["seed=1", "trainer.max_steps=7", "trainer.limit_val_batches=2", "callbacks=give_up"]
     other += ["callbacks.solved_step.stop=true"]
     assert all(fingerprint(compose_config(change)) == base for change in same)
-    other += ["+trainer.overfit_batches=2", "callbacks.best.monitor=val/loss", "callbacks.best.mode=min"]
+    other += ["+trainer.detect_anomaly=true", "callbacks.best.monitor=val/loss", "callbacks.best.mode=min"]
     assert len({fingerprint(compose_config(change)) for change in other} | {base}) == 9
     clips = [fingerprint(compose_config(f"trainer.gradient_clip_val={clip}")) for clip in ("1", "1.0", "0", "null")]
     assert clips[0] == clips[1] != clips[2] == clips[3]

@@ -92,4 +92,6 @@ def jobs_at_once(launcher: Any) -> int:
     import joblib  # late: Hydra imports this file at every start
 
     jobs = launcher.get("n_jobs", launcher.get("array_parallelism", 1))
+    if int(jobs) == 0:
+        raise ConfigError("hydra.launcher.n_jobs=0: must not be 0; -1 is one a core")
     return int(jobs) if int(jobs) > 0 else joblib.cpu_count()

@@ -291,24 +291,26 @@ class SolvedStep(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Look at a validation metric. Raises: ConfigError where there is none of that name."""
         if self.metric and not self.metric.startswith("train/"):
-            if self.threshold is not None and self.metric not in trainer.callback_metrics:
-                known = sorted(name for name in trainer.callback_metrics if name.startswith("val/"))
-                raise ConfigError(f"callbacks.solved_step.metric={self.metric}: not measured; {', '.join(known)} are")
             self._look(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look at a training metric after a step; between two of them gradients are summed."""
+        """Look at a training metric after a step; between two of them gradients are summed. Raises: ConfigError."""
         logged = trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == trainer.max_steps  # type: ignore[attr-defined]
         if logged and _stepped(trainer, batch_idx) and self.metric and self.metric.startswith("train/"):
             self._look(trainer)
 
     def _look(self, trainer: L.Trainer) -> None:
-        if self.threshold is None or trainer.state.fn != "fit":
+        if self.threshold is None or trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        value = trainer.callback_metrics.get(self.metric or "")
-        if self.step is None and value is not None:
+        assert self.metric is not None
+        if self.metric not in trainer.callback_metrics:
+            split = f"{self.metric.split('/')[0]}/"
+            known = sorted(name for name in trainer.callback_metrics if name.startswith(split))
+            raise ConfigError(f"callbacks.solved_step.metric={self.metric}: not measured; {', '.join(known)} are")
+        value = trainer.callback_metrics[self.metric]
+        if self.step is None:
             if value <= self.threshold if self.mode == "min" else value >= self.threshold:
                 self.step = trainer.global_step
                 logger.info(f"solved at step {self.step}: {self.metric} {value:.3g}, wanted {self.threshold:g}")
