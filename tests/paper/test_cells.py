@@ -49,6 +49,8 @@ def test_every_experiment_is_held_against_something_and_no_two_are_the_same(
         (("model=wrnn", "task=nscifar10", "images=cifar10_folder"), "wrnn_nscifar10", {}),
         (("model=wrnn", "task=psmnist", "init.bias=pytorch"), "wrnn_psmnist",
          {"model.core.init.bias": ("zero", "pytorch")}),
+        (("experiment=wrnn_copy_t10_random_u", "trainer.gradient_clip_val=1"), "wrnn_copy_t10_random_u",
+         {"trainer.gradient_clip_val": (None, 1)}),
         (("model=wrnn", "task=psmnist", "images=fake_mnist"), "wrnn_psmnist", {"data": ("real", "made up")}),
         (("model=wrnn", "task=adding", "init=shift", "init.weight.velocity=0.5"), "wrnn_adding_t100",
          {"model.core.init.weight": ("shift", "shift(velocity=0.5)")}),

@@ -68,10 +68,8 @@ def test_what_was_not_run_stands_there_with_a_command_that_runs_it(tmp_path: Pat
 def test_claims(make_record: MakeRecord, experiments: Experiments) -> None:
     def states(*records: book.Record) -> dict[str, tuple[str, str]]:
         paper = judge(book.Ledger(Path(), list(records), []), experiments)
-        return {
-            row["claim"].split(":")[0]: (row["measured"], row["state"])
-            for _, row in claims_frame(paper.claims).iterrows()
-        }
+        rows = [row for _, row in claims_frame(paper.claims).iterrows()]
+        return {row["claim"].split(":")[0]: (row["measured"], row["state"]) for row in reversed(rows)}  # first of each
 
     loss = "test/cross_entropy"
     waves = [make_record("wrnn_copy_t30", seed, **{loss: 1e-8}) for seed in range(3)]

@@ -174,7 +174,7 @@ def place(ledger: Ledger, experiments: Experiments, names: Sequence[str]) -> Pla
         for name, cfg in starts.items():
             if (cfg.model.name, cfg.task.name) == (run.model, run.task) and run.preset in cfg.model.presets:
                 found[name] = deviations(experiments.settings(name, run.preset), run)
-        nearest = min(found, key=lambda name: len(found[name]), default=None)
+        nearest = min(found, key=lambda name: _distance(found[name]), default=None)
         if nearest is None or len(found[nearest]) > MAX_DIFFERENCES:
             placed.elsewhere.append(run)
         elif off := found[nearest] or _longer(nearest, run, experiments):
@@ -182,6 +182,11 @@ def place(ledger: Ledger, experiments: Experiments, names: Sequence[str]) -> Pla
         else:
             placed.runs.setdefault(nearest, []).append(run)
     return placed
+
+
+def _distance(differences: Mapping[str, Any]) -> tuple[int, int]:
+    """How many settings differ; of as many, an experiment on the same task is nearer."""
+    return len(differences), sum(key.startswith("task.") for key in differences)
 
 
 def _longer(name: str, run: Record, experiments: Experiments) -> dict[str, tuple[Any, Any]]:

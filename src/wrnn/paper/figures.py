@@ -211,6 +211,9 @@ def _finish(figure: Figure, panels: Sequence[Axes]) -> Figure:
             named[str(label)] = artist
     labels = sorted(named, key=lambda label: (label.endswith("quoted"), label))
     columns = min(max(len(labels), 1), 6 if len(panels) > 1 else 2)
+    if sum(map(len, labels)) > 80:  # letters; wider than the page
+        columns = -(-len(labels) // 2)
+        figure.set_figheight(figure.get_figheight() + 0.4)
     figure.legend([named[label] for label in labels], labels, loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
