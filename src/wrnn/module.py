@@ -252,8 +252,8 @@ class _Step(nn.Module):
         return self.module._loss_and_outputs(inputs, targets, self.shared_from)
 
 
-def is_logged_step(trainer: L.Trainer) -> bool:
-    """Whether the training step that is under way is one whose metrics are logged; the last of `max_steps` is."""
+def is_logged_step(trainer: L.Trainer, is_done: bool = False) -> bool:
+    """Whether the training step under way, or just done, is one whose metrics are logged; the last of all is."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by Lightning's logger connector
-    step = trainer.global_step + 1
+    step = trainer.global_step + (not is_done)
     return step % every == 0 or step == trainer.max_steps

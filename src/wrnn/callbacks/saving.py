@@ -297,9 +297,9 @@ class SolvedStep(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Look at a training metric after a step; between two of them gradients are summed. Raises: ConfigError."""
-        logged = trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == trainer.max_steps  # type: ignore[attr-defined]
-        if logged and _stepped(trainer, batch_idx) and self.metric and self.metric.startswith("train/"):
-            self._look(trainer)
+        if self.metric and self.metric.startswith("train/") and _stepped(trainer, batch_idx):
+            if is_logged_step(trainer, is_done=True):
+                self._look(trainer)
 
     def _look(self, trainer: L.Trainer) -> None:
         if self.threshold is None or trainer.state.fn != "fit" or trainer.sanity_checking:
