@@ -103,6 +103,7 @@ def test_cuda_graphs_train_the_same_numbers(compose_config: Compose, model: str,
     assert rows[0] == rows[1]
 
 
+@pytest.mark.filterwarnings("ignore:GPU available but not used")
 def test_an_optimizer_goes_on_as_this_device_has_it(compose_config: Compose, monkeypatch) -> None:
     """Whatever it was where the run began: a GPU's checkpoint on a CPU, unless the config asks for a fused one."""
     for words, expected in (((), None), (("+optimizer.fused=true",), True)):

@@ -85,6 +85,7 @@ def tests(session: Session) -> None:
     files = ["tests/test_triton.py", "tests/test_module.py"]
     marks = "not slow" if session.gpu else "not slow and not gpu"
     pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-m", marks]
+    pytest += ["-p", "no:benchmark"]  # where pytest-benchmark is installed, it warns under xdist
     if session.gpu and importlib.util.find_spec("xdist"):
         pytest += ["-n", "8"]  # compiling takes most of the time
     good = session.run("tests", [*pytest, *files])
