@@ -38,6 +38,11 @@ def test_a_run_that_ends_writes_one_record(compose_config: Compose, tmp_path: Pa
         start["git"] = git
     environment.write_text(json.dumps({"starts": starts}))
     assert book.record(Path(cfg.paths.run_dir)).commits == ["a" * 9, "b" * 9 + "+"]
+    here = found.hardware
+    assert "before" not in book.record(Path(cfg.paths.run_dir)).hardware
+    starts[0]["hardware"] = {**here, "gpu": "NVIDIA H200"}
+    environment.write_text(json.dumps({"starts": [starts[0], *starts]}))
+    assert book.record(Path(cfg.paths.run_dir)).hardware == {**here, "before": [{**here, "gpu": "NVIDIA H200"}]}
     path = book.keep_weights(where, found, Path(cfg.paths.run_dir))
     kept = torch.load(path, weights_only=True)
     assert kept["inputs"].shape == (23, 10) and set(kept["core"]) >= {"kernel", "bias"}

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class Record:
         curves: (steps, values) of the monitored metric in validation and training and of the training loss, each at
             most MAX_POINTS points.
         steps_per_second: of training; it depends on what else the machine did.
-        hardware: cpu, threads, gpu of the last start.
+        hardware: cpu, threads, gpu of the last start; `before`, where earlier starts had others: these, in order.
         commits: of every start; a `+` says that files differed from it.
         versions: of the packages, at the last start.
         date: of the last start.
@@ -103,7 +104,7 @@ def record(folder: Path) -> Record:
     content: dict[str, Any] = {
         "identity": digest(settings), "model": cfg.model.name, "task": cfg.task.name,
         "preset": cfg.preset, "seed": cfg.seed, "settings": settings, "budget": budget, "results": results,
-        "steps_per_second": results.get("steps_per_second"), "hardware": starts[-1]["hardware"],
+        "steps_per_second": results.get("steps_per_second"), "hardware": _hardware(starts),
         "commits": list(dict.fromkeys(commits)), "versions": starts[-1]["versions"], "date": starts[-1]["date"],
         "overrides": _overrides(starts[-1]["command"]),
     }  # fmt: skip
@@ -111,6 +112,11 @@ def record(folder: Path) -> Record:
     what = [content["identity"], budget, first]
     name = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
     return Record(schema=SCHEMA, id=name, curves=_curves(folder, cfg.task.monitor.metric), **content)
+
+
+def _hardware(starts: list[dict[str, Any]]) -> dict[str, Any]:
+    *before, last = (one for one, _ in groupby(start["hardware"] for start in starts))
+    return {**last, **({"before": before} if before else {})}
 
 
 def _overrides(command: list[str]) -> list[str]:

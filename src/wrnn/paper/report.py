@@ -318,7 +318,7 @@ def costs_frame(paper: Paper) -> tuple[pd.DataFrame, list[str]]:
     rows, untimed = [], []
     for name, where in {**cells, **wanted}.items():
         runs = paper.placed.runs.get(name, [])
-        timed = [(run.steps_per_second, run) for run in runs if run.steps_per_second]
+        timed = [(run.steps_per_second, run) for run in runs if run.steps_per_second and "before" not in run.hardware]
         if not timed:
             untimed.append(name)
             continue
@@ -482,7 +482,8 @@ def runs_frame(paper: Paper) -> pd.DataFrame:
 
 
 def _hardware(run: Record) -> str:
-    return f"{run.hardware['gpu'] or run.hardware['cpu']}, threads: {run.hardware['threads']}"
+    machines = [*run.hardware.get("before", []), run.hardware]
+    return "; then ".join(f"{one['gpu'] or one['cpu']}, threads: {one['threads']}" for one in machines)
 
 
 def _table(frame: pd.DataFrame) -> str:
