@@ -13,6 +13,7 @@ from conftest import TINY_COPY, TINY_PSMNIST, Compose
 from wrnn.errors import ConfigError, ReplayDiffers
 from wrnn.files import read_json, write_json
 from wrnn.replay import differences, replay
+from wrnn.runs import environment
 from wrnn.training import train
 
 
@@ -81,6 +82,16 @@ def test_what_was_different_then_is_told(
     out = capsys.readouterr().out
     assert f"torch was 1.0, is {version('torch')}" in out and re.search("commit was abc, is ", out)
     assert "not as it was: wrnn.cores.wrnn was def, is " in out
+
+
+def test_a_gpu_beside_a_run_on_the_cpu_is_not_its_hardware(
+    compose_config: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a GPU")
+    for accelerator, gpu in (("cpu", None), ("auto", "a GPU")):
+        cfg = compose_config(*TINY_COPY, f"trainer.accelerator={accelerator}")
+        assert environment(cfg)["hardware"]["gpu"] == gpu
 
 
 def test_a_damaged_folder_is_told_before_anything_is_trained(

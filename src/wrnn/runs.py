@@ -172,6 +172,7 @@ def environment(cfg: DictConfig) -> dict[str, Any]:
 
     datamodule = OmegaConf.to_container(cfg.task.datamodule, resolve=True)
     assert isinstance(datamodule, dict)
+    uses_gpu = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
     return {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -185,7 +186,7 @@ def environment(cfg: DictConfig) -> dict[str, Any]:
         "hardware": {
             "cpu": cpu_name(),
             "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "gpu": torch.cuda.get_device_name() if uses_gpu else None,
         },
         "seeds": {"seed": cfg.seed, **{key: value for key, value in datamodule.items() if str(key).endswith("_seed")}},
         "process": os.getpid(),
