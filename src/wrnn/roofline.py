@@ -6,9 +6,11 @@ them, and prints a table for the paper's tasks:
 - operations of the recurrence in a training step (forward once, backward twice), and the time that they take at the
   chip's peak; the bytes that must pass its memory, and the time for these;
 - instructions of a warp in one time step, how many of them are multiply-adds, registers and spilled bytes;
-- the least time in which these instructions can be issued. A multiprocessor has four schedulers, each of which starts
-  one instruction a cycle, and the steps of a sequence cannot overlap; so this, not the chip's peak, is what a kernel
-  comes near. What it waits for barriers and for its own state to come back from memory is not in it.
+- the least time in which these instructions can be issued, as a multiprocessor has four schedulers, each of which
+  starts one instruction a cycle; and in which what they load and store passes its L1 cache, of which shared memory is a
+  part, at 128 bytes a cycle. The steps of a sequence cannot overlap, so the larger of these, not the chip's peak, is
+  what a kernel comes near; on an H200 it is the L1 cache. Bank conflicts are not in it, nor what a kernel waits for
+  barriers and for its own state to come back from memory.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from typing import Any
 
 from wrnn.recurrence import triton_rings
 
-MULTIPROCESSORS, SCHEDULERS, CLOCK = 132, 4, 1.755e9
+MULTIPROCESSORS, SCHEDULERS, L1_BYTES, CLOCK = 132, 4, 128, 1.755e9
 PEAK_FLOPS, PEAK_BYTES = 66.9e12, 3.35e12
 """H100 SXM: float32 outside the tensor cores, and memory, a second; as quoted by its maker."""
 
@@ -62,6 +64,7 @@ class Compiled:
     instructions: int
     multiply_adds: int
     barriers: int
+    l1_bytes: int
     registers: int
     spilled_bytes: int
     shared_bytes: int
@@ -70,6 +73,11 @@ class Compiled:
     def cycles(self) -> float:
         """Of the schedulers of a multiprocessor, for one step of one sequence."""
         return self.instructions * self.warps / SCHEDULERS
+
+    @property
+    def l1_cycles(self) -> float:
+        """In which L1 cache and shared memory move what one step of one sequence loads and stores."""
+        return self.l1_bytes * self.warps / L1_BYTES
 
 
 def compiled(
@@ -115,12 +123,23 @@ def compiled(
         knobs: Any = triton.knobs.nvidia
         usage = _output(knobs.cuobjdump.path, "-res-usage", cubin)
         loop = _longest_loop(_output(knobs.nvdisasm.path, "-c", cubin))
-    names = Counter(re.sub(r"^@\S+\s+", "", line).split(maxsplit=1)[0].split(".")[0] for line in loop)
+    words = [re.sub(r"^@\S+\s+", "", line).split(maxsplit=1)[0].split(".") for line in loop]
+    names = Counter(name for name, *_ in words)
+    l1_bytes = sum(32 * _width(kinds) for name, *kinds in words if name in _MEMORY)
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found, usage
     return Compiled(
-        config.num_warps, len(loop), names["FFMA"], names["BAR"], int(found[1]), int(found[2]), made.metadata.shared
-    )
+        config.num_warps, len(loop), names["FFMA"], names["BAR"], l1_bytes, int(found[1]), int(found[2]),
+        made.metadata.shared,
+    )  # fmt: skip
+
+
+_MEMORY = {"LDS", "STS", "LDSM", "STSM", "LDG", "STG", "LDL", "STL"}
+
+
+def _width(kinds: list[str]) -> int:
+    """Bytes that a thread moves by a load or a store, which the words after its name tell."""
+    return next((size for word, size in (("128", 16), ("M88", 16), ("64", 8)) if word in kinds), 4)
 
 
 def _output(*command: object) -> str:
@@ -145,13 +164,14 @@ def _longest_loop(assembly: str) -> list[str]:
 
 
 def best(kernel: str, size: Size, precision: str) -> Compiled:
-    """Of the choices that the tuner would try, the one whose instructions are issued soonest."""
+    """Of the choices that the tuner would try, the one with the least time for instructions and L1 cache."""
     from wrnn.recurrence import triton_kernels
 
     tuner = getattr(triton_kernels, kernel)
     sizes = {"N": triton_rings.padded_size(size.neurons), "C": triton_rings.padded_size(size.channels)}
     configs = tuner.early_config_prune(tuner.configs, {}, **sizes)
-    return min((compiled(kernel, size, config, precision) for config in configs), key=lambda made: made.cycles)
+    found = (compiled(kernel, size, config, precision) for config in configs)
+    return min(found, key=lambda made: max(made.cycles, made.l1_cycles))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -160,7 +180,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--precision", choices=("ieee", "tf32x3", "tf32"), default="ieee", help="of the products")
     parser.add_argument("--task", nargs="+", choices=[size.name for size in SIZES], help="default: all")
     options = parser.parse_args(arguments)
-    print("| task | GFLOP | GB | ms at peak FLOP/s | ms at peak bytes/s | ms to issue: forward | backward | sum |")
+    print("| task | GFLOP | GB | ms of FLOP | ms of bytes | ms to issue | ms through L1, forward | backward |")
     print("|---|---|---|---|---|---|---|---|")
     details = []
     for size in SIZES:
@@ -173,22 +193,25 @@ def main(arguments: list[str] | None = None) -> None:
             passes += 2 if size.shared else 4  # drives, written and read, and their gradients
         moved = passes * size.steps * slot_bytes
         turns = math.ceil(size.batch / MULTIPROCESSORS)
-        issue = []
+        issue, through = [], []
         for kernel in ("advance", "go_back"):
             made = best(kernel, size, options.precision)
-            issue.append(1e3 * size.steps * turns * made.cycles / CLOCK)
+            milliseconds = 1e3 * size.steps * turns / CLOCK
+            issue.append(milliseconds * made.cycles)
+            through.append(milliseconds * made.l1_cycles)
             details.append(
                 f"| {size.name} | {kernel} | {made.warps} | {made.instructions} | "
-                f"{made.multiply_adds / made.instructions:.0%} | {made.barriers} | {made.registers} | "
-                f"{made.spilled_bytes} | {made.shared_bytes / 1024:.0f} |"
+                f"{made.multiply_adds / made.instructions:.0%} | {made.barriers} | "
+                f"{made.l1_bytes * made.warps / 1024:.0f} | {made.registers} | {made.spilled_bytes} | "
+                f"{made.shared_bytes / 1024:.0f} |"
             )
         print(
             f"| {size.name} | {flop / 1e9:.1f} | {moved / 1e9:.2f} | {1e3 * flop / PEAK_FLOPS:.2f} | "
-            f"{1e3 * moved / PEAK_BYTES:.2f} | {issue[0]:.2f} | {issue[1]:.2f} | {sum(issue):.2f} |",
+            f"{1e3 * moved / PEAK_BYTES:.2f} | {sum(issue):.2f} | {through[0]:.2f} | {through[1]:.2f} |",
             flush=True,
         )
-    print("\n| task | kernel | warps | instructions | multiply-adds | barriers | registers | spilled B | shared KiB |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("\n| task | kernel | warps | instructions | FMA | barriers | L1 KiB | registers | spilled B | shared KiB |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     print("\n".join(details))
 
 
