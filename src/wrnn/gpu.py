@@ -7,7 +7,8 @@ Steps, each a process of its own with what it prints in a log, in the order of w
 - `bench_all`: the other tasks and the dense core;
 - `profile`: what limits the two kernels, by Nsight Compute if it is installed.
 
-A step that would not fit into the time left is left out or cut; what it wrote stays. Without a GPU, all steps but the
+A step that would not fit into the time left is left out or cut; what it wrote stays. `tuned.json` has the choices that
+Triton's tuner tried at each size, with their milliseconds. Without a GPU, all steps but the
 last run on the CPU at a tiny size, so that the command can be rehearsed; no figure of such a run means anything.
 """
 
@@ -167,6 +168,13 @@ def profile(session: Session) -> None:
     session.note("profile", good, "see profile.log", started)
 
 
+def tuned() -> list[dict[str, Any]]:
+    """What Triton keeps of its tuner's trials on this machine: kernel, sizes, and the milliseconds of each choice."""
+    folder = Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
+    found = sorted(folder.rglob("*.autotune.json"))
+    return [{"kernel": path.name.split(".")[0], **json.loads(path.read_text())} for path in found]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, run the steps, print the table; 0 if all that ran ended well."""
     parser = argparse.ArgumentParser(description="Tests, benchmark and an epoch of psMNIST on a GPU.")
@@ -199,6 +207,8 @@ def main(arguments: list[str] | None = None) -> int:
                 session.note(name, False, "left out: no time left", time.monotonic())
             else:
                 step(session)
+    if gpu:
+        (session.folder / "tuned.json").write_text(json.dumps(tuned(), indent=1) + "\n")
     print(f"\n{'step':13} {'':7} {'s':>5}  result ({session.folder})")
     for row in session.results:
         print(f"{row['step']:13} {row['state']:7} {row['seconds']:5}  {row['result']}")
