@@ -5,12 +5,12 @@ them, and prints a table for the paper's tasks:
 
 - operations of the recurrence in a training step (forward once, backward twice), and the time that they take at the
   chip's peak; the bytes that must pass its memory, and the time for these;
-- instructions of a warp in one time step, how many of them are multiply-adds, registers and spilled bytes;
-- the least time in which these instructions can be issued, as a multiprocessor has four schedulers, each of which
-  starts one instruction a cycle; and in which what they load and store passes its L1 cache, of which shared memory is a
-  part, at 128 bytes a cycle. The steps of a sequence cannot overlap, so the larger of these, not the chip's peak, is
-  what a kernel comes near; on an H200 it is the L1 cache. Bank conflicts are not in it, nor what a kernel waits for
-  barriers and for its own state to come back from memory.
+- instructions of a warp in one time step, how many of them are multiply-adds, what they load and store, registers and
+  spilled bytes;
+- two lower bounds on a kernel's time, as the steps of a sequence cannot overlap. A multiprocessor has four schedulers,
+  each of which starts one instruction a cycle. And its L1 cache, of which shared memory is a part, moves 128 bytes a
+  cycle. Not in them: bank conflicts, what the tensor cores read from shared memory themselves, and what a kernel waits
+  for barriers and for its own state to come back from memory.
 """
 
 import argparse
@@ -70,8 +70,8 @@ class Compiled:
     shared_bytes: int
 
     @property
-    def cycles(self) -> float:
-        """Of the schedulers of a multiprocessor, for one step of one sequence."""
+    def issue_cycles(self) -> float:
+        """In which the schedulers of a multiprocessor start the instructions of one step of one sequence."""
         return self.instructions * self.warps / SCHEDULERS
 
     @property
@@ -125,21 +125,23 @@ def compiled(
         loop = _longest_loop(_output(knobs.nvdisasm.path, "-c", cubin))
     words = [re.sub(r"^@\S+\s+", "", line).split(maxsplit=1)[0].split(".") for line in loop]
     names = Counter(name for name, *_ in words)
-    l1_bytes = sum(32 * _width(kinds) for name, *kinds in words if name in _MEMORY)
+    l1_bytes = sum(32 * _width(kinds) for name, *kinds in words if name in _THROUGH_L1)
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found, usage
     return Compiled(
-        config.num_warps, len(loop), names["FFMA"], names["BAR"], l1_bytes, int(found[1]), int(found[2]),
-        made.metadata.shared,
+        warps=config.num_warps, instructions=len(loop), multiply_adds=names["FFMA"], barriers=names["BAR"],
+        l1_bytes=l1_bytes, registers=int(found[1]), spilled_bytes=int(found[2]), shared_bytes=made.metadata.shared,
     )  # fmt: skip
 
 
-_MEMORY = {"LDS", "STS", "LDSM", "STSM", "LDG", "STG", "LDL", "STL"}
+_THROUGH_L1 = {"LDS", "STS", "LDSM", "STSM", "LDG", "STG", "LDL", "STL", "SHFL"}
 
 
 def _width(kinds: list[str]) -> int:
-    """Bytes that a thread moves by a load or a store, which the words after its name tell."""
-    return next((size for word, size in (("128", 16), ("M88", 16), ("64", 8)) if word in kinds), 4)
+    """Bytes a thread, by the words after an instruction's name; for matrices (LDSM, STSM) the last is their number."""
+    if {"M88", "MT88"} & set(kinds):
+        return 4 * int(kinds[-1])
+    return next((int(word) // 8 for word in ("128", "64") if word in kinds), 4)
 
 
 def _output(*command: object) -> str:
@@ -171,7 +173,7 @@ def best(kernel: str, size: Size, precision: str) -> Compiled:
     sizes = {"N": triton_rings.padded_size(size.neurons), "C": triton_rings.padded_size(size.channels)}
     configs = tuner.early_config_prune(tuner.configs, {}, **sizes)
     found = (compiled(kernel, size, config, precision) for config in configs)
-    return min(found, key=lambda made: max(made.cycles, made.l1_cycles))
+    return min(found, key=lambda made: max(made.issue_cycles, made.l1_cycles))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -193,12 +195,12 @@ def main(arguments: list[str] | None = None) -> None:
             passes += 2 if size.shared else 4  # drives, written and read, and their gradients
         moved = passes * size.steps * slot_bytes
         turns = math.ceil(size.batch / MULTIPROCESSORS)
+        ms_a_cycle = 1e3 * size.steps * turns / CLOCK
         issue, through = [], []
         for kernel in ("advance", "go_back"):
             made = best(kernel, size, options.precision)
-            milliseconds = 1e3 * size.steps * turns / CLOCK
-            issue.append(milliseconds * made.cycles)
-            through.append(milliseconds * made.l1_cycles)
+            issue.append(ms_a_cycle * made.issue_cycles)
+            through.append(ms_a_cycle * made.l1_cycles)
             details.append(
                 f"| {size.name} | {kernel} | {made.warps} | {made.instructions} | "
                 f"{made.multiply_adds / made.instructions:.0%} | {made.barriers} | "

@@ -104,7 +104,7 @@ def record(folder: Path) -> Record:
     content: dict[str, Any] = {
         "identity": digest(settings), "model": cfg.model.name, "task": cfg.task.name,
         "preset": cfg.preset, "seed": cfg.seed, "settings": settings, "budget": budget, "results": results,
-        "steps_per_second": results.get("steps_per_second"), "hardware": _hardware(starts),
+        "steps_per_second": results.get("steps_per_second"), "hardware": _hardware_of(starts),
         "commits": list(dict.fromkeys(commits)), "versions": starts[-1]["versions"], "date": starts[-1]["date"],
         "overrides": _overrides(starts[-1]["command"]),
     }  # fmt: skip
@@ -114,7 +114,7 @@ def record(folder: Path) -> Record:
     return Record(schema=SCHEMA, id=name, curves=_curves(folder, cfg.task.monitor.metric), **content)
 
 
-def _hardware(starts: list[dict[str, Any]]) -> dict[str, Any]:
+def _hardware_of(starts: list[dict[str, Any]]) -> dict[str, Any]:
     *before, last = (one for one, _ in groupby(start["hardware"] for start in starts))
     return {**last, **({"before": before} if before else {})}
 

@@ -108,7 +108,9 @@ def markdown(paper: Paper) -> str:
         "ledger has for the experiment on that hardware, beside whatever else the machine did.\n\n" + _table(costs)
     )
     if untimed:
-        parts.append(f"Not timed, as the ledger has no finished run of them: {', '.join(untimed)}.\n")
+        parts.append(
+            f"Not timed, as the ledger has no finished run of them on one machine throughout: {', '.join(untimed)}.\n"
+        )
     follow_ups = followed_up.entries()
     for name, table in paper.content["tables"].items():
         answers = [one for one in paper.answers if one.cell.table == name]
@@ -482,8 +484,8 @@ def runs_frame(paper: Paper) -> pd.DataFrame:
 
 
 def _hardware(run: Record) -> str:
-    machines = [*run.hardware.get("before", []), run.hardware]
-    return "; then ".join(f"{one['gpu'] or one['cpu']}, threads: {one['threads']}" for one in machines)
+    all_of_it = [*run.hardware.get("before", []), run.hardware]
+    return "; then ".join(f"{one['gpu'] or one['cpu']}, threads: {one['threads']}" for one in all_of_it)
 
 
 def _table(frame: pd.DataFrame) -> str:

@@ -1,8 +1,9 @@
 """The time loop on a GPU: one program a sequence, all steps inside, the kernel's weights on the chip throughout.
 
 - Products. A state is a tile (N neurons, C channels), channels innermost, so one tap of the convolution is the product
-  (N, C) x (C, C) of the tile moved around the ring by whole rows. In float32 `ieee` these are fused multiply-adds on
-  tiles in registers, so a shift stays exact; `tf32` takes the tensor cores.
+  (N, C) x (C, C) of the tile moved around the ring by whole rows. In float32 `ieee` these are fused multiply-adds, so a
+  shift stays exact; both operands of each are read from shared memory, which is what limits the kernels
+  (results/roofline.md). `tf32` takes the tensor cores.
 - Shift. Registers cannot be shifted: a program writes its state to memory (the backward wants it anyway), meets its own
   threads at a barrier, and reads the tile back a row further. The tap that needs no shift is multiplied meanwhile.
 - Backward. The same loop from the last step to the first, with the transposed kernel. The gradient of the kernel is
