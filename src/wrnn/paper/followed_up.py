@@ -26,7 +26,7 @@ def sentence(entry: Mapping[str, Any], placed: Placed, experiments: Experiments)
     metric = entry["metric"]
     usual = measured(placed, experiments, entry["experiment"], metric)
     tried = [(settings, runs) for settings in entry["tried"] if (runs := variation(settings, entry, placed))]
-    if not tried:
+    if entry["tried"] and not tried:
         return ""
     cfg = experiments.config(entry["experiment"], "corrected")
     numbers = [f"`{entry['experiment']}` {_numbers(usual.runs if usual else [], metric)}"]
