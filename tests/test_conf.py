@@ -195,6 +195,7 @@ def test_the_identity_changes_with_the_result_and_with_nothing_else(compose_conf
         (["trainer.check_val_every_n_epoch=0"], "check_val_every_n_epoch=0: must be a number of at least 1"),
         (["trainer.limit_train_batches=0"], "trainer.limit_train_batches=0: must be a number above 0"),
         (["+trainer.logger=false"], "trainer.logger=False: must be left out; use logger="),
+        (["+trainer.fast_dev_run=true"], "trainer.fast_dev_run=True: must be False; use debug=default"),
         (["+trainer.overfit_batches=2"], "trainer.overfit_batches=2: must be 0; batches are drawn anew"),
         (["+trainer.strategy=ddp_spawn"], "trainer.strategy=ddp_spawn: must be auto; a run takes one device"),
         (

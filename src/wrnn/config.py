@@ -83,6 +83,7 @@ _TRAINER_FIXED: dict[str, tuple[Any, str]] = {
     "plugins": (None, "a run has its own"),
     "strategy": ("auto", "a run takes one device"),
     "num_nodes": (1, "a run takes one device"),
+    "fast_dev_run": (False, "use debug=default"),
     "overfit_batches": (0, "batches are drawn anew in every pass"),
     "reload_dataloaders_every_n_epochs": (0, "batches are drawn anew in every pass"),
 }

@@ -16,7 +16,7 @@ from wrnn.cores.lem import LongExpressiveMemory
 from wrnn.cores.lipschitz import LipschitzRNN
 from wrnn.cores.locally_connected import LocallyConnectedRNN
 from wrnn.cores.nwm import NeuralWaveMachine
-from wrnn.cores.unicornn import forth
+from wrnn.cores.unicornn import UndampedOscillators, forth
 from wrnn.cores.ur_lstm import URLSTM, refined
 from wrnn.cores.urnn import UnitaryRNN
 from wrnn.cores.wrnn import TravelingWaveRNN
@@ -126,9 +126,23 @@ def test_an_nwm_is_a_cornn_whose_couplings_go_round(coupling: str) -> None:
     with torch.no_grad():
         dense.weight.copy_(weight.flatten(1))
         dense.input_map.weight.copy_(machine.input_map.weight)
-        dense.input_map.bias.copy_(machine.input_map.bias + machine.bias.sum())
+        bias = 0 if coupling == "uncoupled" else machine.bias.sum()
+        dense.input_map.bias.copy_(machine.input_map.bias + bias)
     inputs = torch.randn(2, 7, 2, dtype=torch.float64)
     torch.testing.assert_close(machine(inputs)[0], dense(inputs)[0])
+
+
+def test_oscillators_start_as_released() -> None:
+    assert (NeuralWaveMachine(2, 9, coupling="uncoupled").kernel == 1).all()
+    for start, bound, input_bound in (("joint", 352**-0.5, 352**-0.5), ("separate", 128**-0.5, 96**-0.5)):
+        core = CoupledOscillators(96, 128, start=start)
+        assert float(core.weight.detach().abs().max()) == pytest.approx(bound, rel=0.01)
+        assert float(core.input_map.weight.detach().abs().max()) == pytest.approx(input_bound, rel=0.01)
+
+
+def test_a_readout_too_sees_a_unicornn_after_dropout() -> None:
+    off = UndampedOscillators(1, 200, num_layers=1, dropout=0.5).train()(torch.randn(1, 5, 1))[0] == 0
+    assert 60 < int(off[0, -1].sum()) < 140 and (off == off[:, -1:]).all()
 
 
 def test_the_gates_of_a_lem_freeze_it_or_overwrite_it() -> None:

@@ -10,14 +10,14 @@ Source: Rusch & Mishra 2021 and their released code.
 import torch
 from torch import Tensor, nn
 
-from wrnn.checks import not_negative, positive, whole_number
+from wrnn.checks import not_negative, one_of, positive, whole_number
 from wrnn.cores.base import LoopCore
 
 # B batch, I input features, N oscillators
 
 
 class CoupledOscillators(LoopCore):
-    """A coRNN layer; the readout sees y. One map from (x, y, z) in the framework's default start.
+    """A coRNN layer; the readout sees y.
 
     Args:
         input_size: I.
@@ -25,9 +25,11 @@ class CoupledOscillators(LoopCore):
         time_step: Dt, above 0.
         gamma: squared frequency of an oscillator, at least 0; fixed.
         epsilon: its damping, at least 0; fixed.
+        start: the framework's, of one map from (x, y, z) (`joint`, as released for adding and MNIST), or of three maps
+            (`separate`, as released for nsCIFAR10).
         recurrence: see `wrnn.cores.base.LOOPS`.
 
-    Raises: ValueError for a size or a number out of range.
+    Raises: ValueError for a size, a number out of range or a start that there is not.
     """
 
     num_states = 2  # y and z
@@ -39,6 +41,7 @@ class CoupledOscillators(LoopCore):
         time_step: float = 0.042,
         gamma: float = 2.7,
         epsilon: float = 4.7,
+        start: str = "joint",
         recurrence: str = "auto",
     ) -> None:
         super().__init__()
@@ -50,9 +53,10 @@ class CoupledOscillators(LoopCore):
         self.epsilon = not_negative("model.core.epsilon", epsilon)
         self.input_map = nn.Linear(input_size, hidden_size)
         self.weight = nn.Parameter(torch.empty(hidden_size, 2 * hidden_size))
-        bound = (input_size + 2 * hidden_size) ** -0.5
-        for weight in self.parameters():
-            nn.init.uniform_(weight, -bound, bound)
+        joint = one_of("model.core.start", start, ("joint", "separate")) == "joint"
+        for name, weight in self.named_parameters():
+            fan_in = input_size + 2 * hidden_size if joint else hidden_size if name == "weight" else input_size
+            nn.init.uniform_(weight, -(fan_in**-0.5), fan_in**-0.5)
 
     def advance(self, drive: Tensor, state: tuple[Tensor, Tensor], *matrices: Tensor) -> tuple[Tensor, Tensor]:
         """One step; see `LoopCore`."""

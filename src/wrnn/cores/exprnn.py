@@ -4,7 +4,7 @@
 
 The control for "it is the isometry": norms are kept as by a wave, without any place to travel to.
 Source: Lezcano-Casado & Martinez-Rubio 2019 and their released code; starts of A: Henaff et al. 2016, Helfrich et al.
-2018. Their code keeps A near 0 by moving a base point; here the exponential is taken at 0 throughout.
+2018. The exponential is taken at 0 throughout; their later dtriv moves a base point.
 """
 
 import math

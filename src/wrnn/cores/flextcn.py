@@ -117,8 +117,6 @@ class FlexConv(nn.Module):
         self.out = nn.Linear(hidden_size, input_size * output_size)
         self.bias = nn.Parameter(torch.zeros(output_size))
         self.window = nn.Parameter(torch.tensor([1.0, 0.075]))  # mu, sigma
-        with torch.no_grad():
-            self.out.weight.mul_(input_size**-0.5)  # each output is a sum over I inputs
 
     def kernel(self, steps: int) -> Tensor:
         """(O, I, T), the current step last, 0 where it is cut off."""

@@ -3,10 +3,10 @@
     g^0 = 0      g^{i+1} = g^i + eta_i [phi(U (g^i + h_{t-1}) + W x_t + b) - alpha (g^i + h_{t-1})]      h_t = g^K
 
 At the balance g + h_{t-1} depends on x_t alone, so dh_t/dh_{t-1} = -I: nothing vanishes.
-Approximate: no official code was found. Low rank, U = U_1 U_2 and W = W_1 W_2, is implied by the published count, and
-the ranks are ours; so are phi = tanh, the start eta = alpha = 1, and U = 0 at the start, where one increment a step has
-that derivative exactly. From the framework's start the state grows with the sequence, and psMNIST was not learned.
-Not the identity RNN, which is also called iRNN. Source: Kag et al. 2020.
+Approximate: the code that the authors name, TARNN, holds a later cell with gates. Low rank, U = U_1 U_2 and
+W = W_1 W_2, is implied by the published count, and the ranks are ours; so are phi = tanh, eta = alpha = 1 and U = 0 at
+the start, where one increment a step has that derivative exactly. From the framework's start the state grows
+with the sequence, and psMNIST was not learned. Not the identity RNN, also called iRNN. Source: Kag et al. 2020.
 """
 
 import torch

@@ -3,7 +3,8 @@
     z_t = z_{t-1} + Dt [tanh(V x_t + b + w_z * z_{t-1} + w_y * y_{t-1}) - gamma y_{t-1} - epsilon z_{t-1}]
     y_t = y_{t-1} + Dt z_t
 
-A coRNN with its two dense couplings replaced by circular cross-correlations, each with a bias that is one number.
+A coRNN with its two dense couplings replaced by circular cross-correlations, each with a bias that is one number; or,
+uncoupled, by one number each.
 Source: Keller & Welling 2023 and their released code.
 """
 
@@ -23,7 +24,7 @@ COUPLINGS = ("torus", "rings", "uncoupled")
 
 
 class NeuralWaveMachine(LoopCore):
-    """An NWM layer; the readout sees y. Weights and biases in the framework's default start.
+    """An NWM layer; the readout sees y. Weights and biases in the framework's default start; uncoupled, w_z = w_y = 1.
 
     Args:
         input_size: I.
@@ -71,11 +72,12 @@ class NeuralWaveMachine(LoopCore):
         self.epsilon = not_negative("model.core.epsilon", epsilon)
         shapes = {"torus": (kernel_size, kernel_size), "rings": (1, kernel_size), "uncoupled": (1, 1)}
         self.input_map = nn.Linear(input_size, hidden_size)
-        self.kernel = nn.Parameter(torch.empty(1, 2, *shapes[coupling]))  # on z, on y
-        self.bias = nn.Parameter(torch.empty(2))
-        bound = math.prod(shapes[coupling]) ** -0.5
-        nn.init.uniform_(self.kernel, -bound, bound)
-        nn.init.uniform_(self.bias, -bound, bound)
+        self.kernel = nn.Parameter(torch.ones(1, 2, *shapes[coupling]))  # on z, on y
+        if coupling != "uncoupled":
+            self.bias = nn.Parameter(torch.empty(2))
+            bound = math.prod(shapes[coupling]) ** -0.5
+            nn.init.uniform_(self.kernel, -bound, bound)
+            nn.init.uniform_(self.bias, -bound, bound)
 
     @property
     def ring_shape(self) -> tuple[int, int] | None:
@@ -85,7 +87,7 @@ class NeuralWaveMachine(LoopCore):
     def advance(self, drive: Tensor, state: tuple[Tensor, Tensor], *matrices: Tensor) -> tuple[Tensor, Tensor]:
         """One step; see `LoopCore`."""
         y, z = state
-        force = torch.tanh(drive + self.bias.sum() + self._around(y, z))
+        force = torch.tanh(drive + self._around(y, z))
         return oscillate(force, y, z, self.time_step, self.gamma, self.epsilon)
 
     def _around(self, y: Tensor, z: Tensor) -> Tensor:
@@ -97,4 +99,5 @@ class NeuralWaveMachine(LoopCore):
         # Every field of every sequence as a channel by itself: with one output channel the backward on a CPU is the
         # framework's slowest, many times this.
         kernel = self.kernel[0].repeat(len(pair), 1, 1)[:, None]
-        return F.conv2d(padded.flatten(0, 1)[None], kernel, groups=len(kernel)).view_as(pair).sum(1).flatten(1)
+        both = F.conv2d(padded.flatten(0, 1)[None], kernel, groups=len(kernel)).view_as(pair)
+        return both.sum(1).flatten(1) + self.bias.sum()

@@ -3,7 +3,7 @@
     z_t = z_{t-1} - Dt sigma(kappa) [tanh(w y_{t-1} + V x_t + b) + alpha y_{t-1}]
     y_t = y_{t-1} + Dt sigma(kappa) z_t
 
-The positions y of a layer are the inputs of the next, after dropout with one mask for all steps.
+The positions y of a layer, after dropout with one mask for all steps, are the inputs of the next or of the readout.
 Source: Rusch & Mishra 2021b and their released code.
 """
 
@@ -26,7 +26,7 @@ class UndampedOscillators(Core):
         num_layers: how many.
         time_step: Dt, above 0; kappa, which scales it for each oscillator, starts at U(+- 0.1).
         alpha: strength of the spring, at least 0.
-        dropout: share of oscillators between layers that are off in training, in [0, 1).
+        dropout: share of a layer's oscillators that what reads them does not see in training, in [0, 1).
 
     Raises: ValueError for a size or a number out of range.
     """
@@ -99,7 +99,7 @@ class UndampedOscillators(Core):
                 positions.append(y)
             after.append(torch.stack([y, z], dim=1))
             features = torch.stack(positions, dim=1)
-            if self.training and self.dropout and layer + 1 < len(befores):
+            if self.training and self.dropout:
                 features = features * F.dropout(torch.ones_like(features[:, :1]), self.dropout)
         return (features[:, -1] if last_only else features), tuple(after)
 
