@@ -148,6 +148,9 @@ def test_a_seed_counts_once(make_run: MakeRun, tmp_path: Path) -> None:
     comparison = compared(tmp_path)
     assert list(comparison.runs["counted"]) == [False, True, False]
     assert comparison.groups[["mean", "n", "failed"]].to_numpy().tolist() == [[0.1, 1, 0]]
+    for name, date in (("wrnn_copy_s1/2026-01-01", "2026-03-02"), ("wrnn_copy_s1/2026-01-02", "2026-03-01")):
+        (tmp_path / "runs" / name / "environment.json").write_text(json.dumps({"starts": [{"date": date}]}))
+    assert list(compared(tmp_path).runs["counted"]) == [True, False, False]  # by their starts, whatever they are called
 
 
 def test_groups_without_a_result_are_last_and_say_why(make_run: MakeRun, tmp_path: Path) -> None:

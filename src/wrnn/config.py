@@ -354,22 +354,45 @@ def fingerprint(cfg: DictConfig) -> str:
     """
     try:
         plain = {**identity(cfg), "budget": {key: cfg.trainer.get(key) for key in BUDGET}}
-        callbacks = OmegaConf.to_container(cfg.callbacks or OmegaConf.create(), resolve=True)
+        rules = unusual_callbacks(cfg)
+        rules |= {name: node for name, node in _callbacks(cfg).items() if node is not None and node.get("stop")}
     except OmegaConfBaseException as error:
         raise ConfigError(first_line(error)) from error
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"not the config of a run: {type(error).__name__} {first_line(error)}") from error
-    assert isinstance(callbacks, dict)
-    watchers = {key for key in _WATCHERS if not (callbacks.get(key) or {}).get("stop")}  # solved_step.stop is a rule
-    best = callbacks.get("best") or {}
-    if any(
-        best.get(key, found) != found
-        for key, found in (("monitor", cfg.task.monitor.metric), ("mode", cfg.task.monitor.mode))
-    ):
-        watchers.discard("best")
-    rules = {str(key): rule for key, rule in callbacks.items() if key not in watchers and rule is not None}
     rules = moved(rules, str(cfg.paths.get("run_dir")), "None")  # as it is before the folder is chosen
     return digest({**plain, "rules": rules} if rules else plain)
+
+
+def unusual_callbacks(cfg: DictConfig) -> dict[str, Any]:
+    """Callbacks that may give a run's results another meaning, by name.
+
+    Those that do more than watch; and of those that select, or say when a task is solved, what they watch in place of
+    the task's monitor, or `null` where there is none.
+    """
+    monitor = cfg.task.monitor
+    watched = {
+        "best": {"monitor": monitor.metric, "mode": monitor.mode},
+        "solved_step": {
+            "metric": monitor.get("solved_metric"), "threshold": monitor.get("solved_threshold"), "mode": monitor.mode,
+        },
+        "validate_at_end": {},
+    }  # fmt: skip
+    found: dict[str, Any] = {}
+    for name, node in _callbacks(cfg).items():
+        if name in watched:
+            usual = watched[name]
+            other = {key: node[key] for key in usual if node.get(key, usual[key]) != usual[key]} if node else "null"
+            found |= {name: other} if other else {}
+        elif name not in _WATCHERS and node is not None:
+            found[name] = node
+    return found
+
+
+def _callbacks(cfg: DictConfig) -> dict[str, Any]:
+    found = OmegaConf.to_container(cfg.callbacks or OmegaConf.create(), resolve=True)
+    assert isinstance(found, dict)
+    return {str(name): node for name, node in found.items()}
 
 
 def _without_roots(node: Any) -> Any:

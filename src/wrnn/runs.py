@@ -221,8 +221,17 @@ def changed_code(folder: Path) -> list[str]:
 
 def recorded_code(folder: Path) -> dict[str, str]:
     """The digests that the last start of a run has recorded; none where it has not."""
-    with suppress(ConfigError, LookupError, TypeError):
-        return dict((read_json(folder / ENVIRONMENT) or {})["starts"][-1]["code"])
+    return dict(_last_start(folder).get("code") or {})
+
+
+def begun(folder: Path) -> str:
+    """When the last start of a run was, in a form that sorts; empty where it has not recorded that."""
+    return str(_last_start(folder).get("date") or "")
+
+
+def _last_start(folder: Path) -> dict[str, Any]:
+    with suppress(ConfigError, LookupError, TypeError, ValueError):
+        return dict((read_json(folder / ENVIRONMENT) or {})["starts"][-1])
     return {}
 
 

@@ -51,7 +51,9 @@ def test_every_experiment_is_held_against_something_and_no_two_are_the_same(
          {"model.core.init.bias": ("zero", "pytorch")}),
         (("experiment=wrnn_copy_t10_random_u", "trainer.gradient_clip_val=1"), "wrnn_copy_t10_random_u",
          {"trainer.gradient_clip_val": (None, 1)}),
-        (("model=wrnn", "task=psmnist", "images=fake_mnist"), "wrnn_psmnist", {"data": ("real", "made up")}),
+        (("model=wrnn", "task=psmnist", "images=fake_mnist"), "wrnn_psmnist", {"data": ("MNIST", "FakeData")}),
+        (("model=wrnn", "task=psmnist", "images.train._target_=torchvision.datasets.FashionMNIST"), "wrnn_psmnist",
+         {"data": ("MNIST", "FashionMNIST, MNIST")}),
         (("model=wrnn", "task=adding", "init=shift", "init.weight.velocity=0.5"), "wrnn_adding_t100",
          {"model.core.init.weight": ("shift", "shift(velocity=0.5)")}),
     ],
@@ -76,10 +78,13 @@ def test_a_run_from_before_a_key_existed_still_counts_and_a_shortened_test_does_
     run = make_record("wrnn_copy_t30")
     del run.settings["model"]["core"]["nonlinearity"]
     assert deviations(experiments.settings("wrnn_copy_t30", "corrected"), run) == {}
-    for part in (0.1, 1):  # a tenth of the batches; one batch
+    for part in (0, 0.1, 1):  # none; a tenth of the batches; one batch
         run.budget["limit_test_batches"] = part
         found = deviations(experiments.settings("wrnn_copy_t30", "corrected"), run)
         assert found == {"trainer.limit_test_batches": (None, part)}
+    run.budget.update(limit_test_batches=1.0, callbacks={"best": "null", "solved_step": {"threshold": 0.1}})
+    found = deviations(experiments.settings("wrnn_copy_t30", "corrected"), run)
+    assert found == {"callbacks.best": (None, "null"), "callbacks.solved_step.threshold": (None, 0.1)}
 
 
 def test_when_a_run_was_validated_and_how_it_was_clipped_are_settings(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from conftest import TINY_COPY, Compose, MakeRecord
 from wrnn.errors import ConfigError, DivergedError
@@ -46,6 +47,12 @@ def test_a_run_that_ends_writes_one_record(compose_config: Compose, tmp_path: Pa
     path = book.keep_weights(where, found, Path(cfg.paths.run_dir))
     kept = torch.load(path, weights_only=True)
     assert kept["inputs"].shape == (23, 10) and set(kept["core"]) >= {"kernel", "bias"}
+    mine = {"_target_": "lightning.Callback"}
+    cfg.callbacks = {**cfg.callbacks, "best": None, "mine": mine, "give_up": {"deadlines": [[9, 0]]}}
+    cfg.callbacks.solved_step.threshold = 0.5  # copy has none of its own, and no number of ours is a step
+    (Path(cfg.paths.run_dir) / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    unusual = book.record(Path(cfg.paths.run_dir)).budget["callbacks"]
+    assert unusual == {"best": "null", "mine": mine}
 
 
 def test_a_run_that_does_not_end_writes_none(compose_config: Compose, tmp_path: Path) -> None:

@@ -228,7 +228,8 @@ def test_the_name_of_a_run_changes_with_its_result_and_with_nothing_else(compose
     other += ["callbacks.solved_step.stop=true"]
     assert all(fingerprint(compose_config(change)) == base for change in same)
     other += ["+trainer.detect_anomaly=true", "callbacks.best.monitor=val/loss", "callbacks.best.mode=min"]
-    assert len({fingerprint(compose_config(change)) for change in other} | {base}) == 9
+    other += ["callbacks.best=null", "callbacks.validate_at_end=null", "callbacks.solved_step.threshold=0.5"]
+    assert len({fingerprint(compose_config(change)) for change in other} | {base}) == 12
     clips = [fingerprint(compose_config(f"trainer.gradient_clip_val={clip}")) for clip in ("1", "1.0", "0", "null")]
     assert clips[0] == clips[1] != clips[2] == clips[3]
     rule = compose_config("+callbacks.mine={_target_: lightning.Callback, at: '${paths.run_dir}/more'}")

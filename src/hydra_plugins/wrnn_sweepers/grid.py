@@ -9,6 +9,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from wrnn.config import first_line
 from wrnn.errors import ConfigError
 from wrnn.sweeps import controller
 from wrnn.sweeps.plan import PlannedRun, plan_all, set_aside_damaged
@@ -44,11 +45,23 @@ class GridSweeper(BasicSweeper):
             for line in itertools.chain.from_iterable(set_aside_damaged(run.folder) for run in runs):
                 print(line, flush=True)
             todo = controller.announce(sweep_dir, runs, self.config.retry, jobs_at_once(self.config.hydra.launcher))
+            controller.enter(self.config.paths.ledger_dir, runs)
             with controller.concluded(sweep_dir, lambda: runs):
-                for start, batch in self._batches(todo):
-                    self.launcher.launch([run.overrides for run in batch], initial_job_idx=start)
-                    if queued:
-                        controller.wait_for_requeued(batch)
+                queue = [run for run in todo if queued and controller.in_slurm(run.folder)]
+                for start, batch in self._batches([run for run in todo if run not in queue]):
+                    self._launch(start, batch, queued)
+                controller.wait_for_requeued(queue)
+
+    def _launch(self, start: int, batch: Sequence[PlannedRun], queued: bool) -> None:
+        assert self.launcher is not None
+        try:
+            self.launcher.launch([run.overrides for run in batch], initial_job_idx=start)
+        except RuntimeError as error:  # submitit's, for a job that left no result: its run says how it stands
+            if not queued:
+                raise
+            print(f"warning: {first_line(error)}", flush=True)
+        if queued:
+            controller.wait_for_requeued(batch)
 
     def combinations(self, arguments: Sequence[str]) -> list[list[str]]:
         """The overrides of every run, in the order of the axes. Raises: ConfigError where an axis has no values."""

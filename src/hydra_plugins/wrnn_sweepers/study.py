@@ -36,6 +36,7 @@ else:
                 check_start(config)
                 _check_direction(self.sweeper, config)
                 OmegaConf.save(config, sweep_dir / "multirun.yaml")
+                controller.enter(config.paths.ledger_dir, _runs(sweep_dir))
                 with controller.concluded(sweep_dir, lambda: _runs(sweep_dir)):
                     self._take_up(config)
                     if self.sweeper.n_trials > 0:

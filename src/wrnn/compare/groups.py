@@ -14,7 +14,7 @@ import pandas as pd
 from wrnn.compare.records import FINISHED, Run, one_line, say
 from wrnn.config import BETTER, BUDGET, fingerprint, identity
 from wrnn.errors import ConfigError
-from wrnn.runs import recorded_code
+from wrnn.runs import begun, recorded_code
 
 MODEL, PRESET = "model.name", "preset"
 NICKNAMES = {
@@ -110,7 +110,7 @@ def compare(runs: Sequence[Run], metric: str | None = None) -> Comparison:
     numbers = dict.fromkeys(("value", "solved_step", "gave_up", "seconds"), float)
     frame = frame.astype({**numbers, "seed": "Int64", "solved": "boolean"})
     done = frame["state"] == FINISHED
-    newest = frame.assign(done=done, at=frame.index).sort_values(["done", "at"])  # names end in the time of the start
+    newest = frame.assign(done=done, at=[begun(run.folder) for run in runs]).sort_values(["done", "at"], kind="stable")
     frame["counted"] = ~newest.duplicated(["task", "group", "seed"], keep="last").sort_index() | frame["group"].eq("")
     for _, rows_of_one in frame[done & frame["counted"] & frame["group"].ne("")].groupby("group"):
         _say_whether_code_differs([runs[index] for index in rows_of_one.index])
@@ -240,7 +240,7 @@ def _compared_by(task: str, runs: Sequence[Run], metric: str | None) -> Task:
     if chosen.split("/")[-1] != monitor.split("/")[-1]:
         mode = BETTER.get(chosen.split("/")[-1], "max" if chosen.endswith("accuracy") else "min")
     over_time = chosen.replace("test/", "val/", 1)
-    logged = any(over_time in run.results for run in runs)
+    logged = over_time.startswith("val/") and any(over_time in run.results for run in runs)
     return Task(task, one_line(chosen), mode, over_time if logged else monitor, ())
 
 

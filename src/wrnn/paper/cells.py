@@ -201,10 +201,11 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Nested settings by dotted key, each choice once: without seeds, a start or a data set by its name alone."""
     found = dict(_flat(settings, ""))
     twice = ("images", "task.datamodule.train_set", "task.datamodule.test_set", "init", "input_init", "scheduler.drop")
-    targets = [str(value) for key, value in found.items() if key.startswith("images.") and key.endswith("_target_")]
+    targets = {str(value) for key, value in found.items() if key.startswith("images.") and key.endswith("_target_")}
     found = {key: value for key, value in found.items() if key not in _SEED_KEYS and not key.startswith(twice)}
     if targets:
-        found["data"] = "made up" if any("FakeData" in target for target in targets) else "real"
+        names = {target.rsplit(".", 1)[-1] for target in targets}
+        found["data"] = ", ".join(sorted({"CIFAR10" if name == "ImageFolder" else name for name in names}))
     return found
 
 
@@ -244,13 +245,14 @@ def deviations(expected: Mapping[str, Any], run: Record) -> dict[str, tuple[Any,
     without = {key: False for key, value in expected.items() if value is True}
     found: dict[str, Any] = without | {key: _WITHOUT[key] for key in _WITHOUT if key in expected} | flat(run.settings)
     found |= {f"trainer.{key}": run.budget[key] for key in VALIDATED if key in run.budget}
+    found |= dict(_flat(run.budget.get("callbacks", {}), "callbacks"))
     for key in ("limit_val_batches", "limit_test_batches"):
         if run.budget.get(key) is not None and (run.budget[key] != 1 or isinstance(run.budget[key], int)):
             found[f"trainer.{key}"] = run.budget[key]
     return {
         key: (expected.get(key), value)
         for key, value in found.items()
-        if expected.get(key) != value and not (key not in expected and value in (None, False))
+        if expected.get(key) != value and not (key not in expected and (value is None or value is False))
     }
 
 

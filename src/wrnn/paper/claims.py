@@ -57,13 +57,13 @@ def evaluate(claim: Mapping[str, Any], placed: Placed, experiments: Experiments)
         unit = axis_of(experiments.config(names[0]).task.name).unit
         if len({one.runs[0].budget[unit] for one in found_runs if one}) > 1:
             compared, where = _on_validation(names, metric, placed, experiments)
-    found, holds = "", False
+    found, holds = "", None
     if all(compared):
         found, holds = _compare(kind, band, [one for one in compared if one], metric)
     if not all(found_runs):
         state = "not run"
-    elif not all(compared):
-        state, compared = "not yet decidable", found_runs
+    elif holds is None:
+        state, compared = "not yet decidable", compared if all(compared) else found_runs
     else:
         state = ("holds" if holds else "does not hold") if not needs else ("so far yes" if holds else "so far no")
     return Claim(
@@ -113,7 +113,8 @@ def _is_whole(measured: Measured | None) -> bool:
 def _basis(name: str, measured: Measured | None, metric: str) -> str:
     if measured is None:
         return f"{name}: none"
-    value = "never" if measured.mean is None else f"{measured.mean:.4g}"
+    never = f"reached by {len(measured.numbers)} of {len(measured.values)}" if measured.numbers else "never"
+    value = never if measured.mean is None else f"{measured.mean:.4g}"
     spread = "" if measured.spread is None else f" ± {measured.spread:.3g}"
     solved = metric == SOLVED and measured.is_whole and measured.mean is not None
     budget = "solved" if solved else f"{100 * measured.share:.3g} % of the budget"
@@ -122,8 +123,11 @@ def _basis(name: str, measured: Measured | None, metric: str) -> str:
 
 def _compare(
     kind: str, band: tuple[float | None, float | None], measured: Sequence[Measured], metric: str
-) -> tuple[str, bool]:
-    """Our number in words, and whether it is what the claim says. A step that was never reached is a lower bound."""
+) -> tuple[str, bool | None]:
+    """Our number in words, and whether it is what the claim says.
+
+    A step that was never reached is a lower bound; one below the band decides nothing: None.
+    """
     values = [one.mean for one in measured]
     if kind == "ratio":
         first, second = values
@@ -134,7 +138,7 @@ def _compare(
         if first is None or second is None:
             return "never reached", False
         ratio = first / second if second else math.copysign(math.inf, first)
-        return f"{at_least}{ratio:.3g}", inside(ratio, band)
+        return f"{at_least}{ratio:.3g}", inside(ratio, band) or (None if at_least else False)
     if any(value is None for value in values):
         return "never reached", False
     numbers = [value for value in values if value is not None]

@@ -39,14 +39,20 @@ def sentence(entry: Mapping[str, Any], placed: Placed, experiments: Experiments)
 
 
 def variation(settings: Mapping[str, Any], entry: Mapping[str, Any], placed: Placed) -> list[Record]:
-    """The runs that differ from the experiment in these settings and no other: of a preset, or in a few keys."""
+    """The runs that differ from the experiment in these settings and no other: of a preset, or in a few keys.
+
+    Each seed's longest.
+    """
     if set(settings) == {"preset"}:
-        return [run for run in placed.runs.get(entry["experiment"], []) if run.preset == settings["preset"]]
-    return [
-        run
-        for run, off in placed.variations.get(entry["experiment"], [])
-        if run.preset == "corrected" and {key: ours for key, (_, ours) in off.items()} == dict(settings)
-    ]
+        runs = [run for run in placed.runs.get(entry["experiment"], []) if run.preset == settings["preset"]]
+    else:
+        runs = [
+            run
+            for run, off in placed.variations.get(entry["experiment"], [])
+            if run.preset == "corrected" and {key: ours for key, (_, ours) in off.items()} == dict(settings)
+        ]
+    runs.sort(key=lambda run: (run.budget["steps"], run.date))
+    return list({run.seed: run for run in runs}.values())
 
 
 def _numbers(runs: list[Record], metric: str) -> str:

@@ -8,15 +8,16 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from omegaconf import DictConfig
 
-from wrnn.config import digest, identity
+from wrnn.config import digest, identity, unusual_callbacks
 from wrnn.errors import ConfigError
 from wrnn.files import read_json, write_aside
 from wrnn.loggers import read_metrics
@@ -41,7 +42,7 @@ class Record:
         identity: the run's config hash, as in results.json.
         model, task, preset, seed: what the run is, for a reader of the file.
         settings: all that determines the result, nested as in the config; see `wrnn.config.identity`.
-        budget: steps and epochs used, and the limits under which evaluation ran.
+        budget: steps and epochs used, the limits under which evaluation ran, and callbacks that are not the usual ones.
         results: as in results.json.
         curves: (steps, values) of the monitored metric in validation and training and of the training loss, each at
             most MAX_POINTS points.
@@ -99,6 +100,7 @@ def record(folder: Path) -> Record:
             for key, usual in VALIDATED.items()
             if (found := cfg.trainer.get(key, usual)) != usual or type(found) is not type(usual)
         },
+        **({"callbacks": callbacks} if (callbacks := _callbacks(cfg)) else {}),
     }  # fmt: skip
     commits = [found["commit"][:9] + ("+" if found["changed"] else "") for s in starts if (found := s.get("git"))]
     content: dict[str, Any] = {
@@ -112,6 +114,15 @@ def record(folder: Path) -> Record:
     what = [content["identity"], budget, first]
     name = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
     return Record(schema=SCHEMA, id=name, curves=_curves(folder, cfg.task.monitor.metric), **content)
+
+
+def _callbacks(cfg: DictConfig) -> dict[str, Any]:
+    """Callbacks that give the results another meaning. One that ends a run early shows in its steps."""
+    found = unusual_callbacks(cfg)
+    found.pop("give_up", None)
+    if cfg.task.monitor.solved_metric is None:
+        found.pop("solved_step", None)
+    return found
 
 
 def _hardware_of(starts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -167,6 +178,22 @@ def append(ledger: Path, new: Record) -> Path:
     except OSError as error:
         raise ConfigError(f"paths.ledger_dir={ledger}: cannot be written to ({error.strerror})") from error
     return path
+
+
+def append_missing(ledger: Path, folders: Sequence[Path]) -> None:
+    """Add the runs of these folders that the ledger lacks, and print which; what prevents it is printed.
+
+    Raises: ConfigError for a ledger that cannot be written to.
+    """
+    known = {old.id for old in load(ledger).records}
+    for folder in folders:
+        try:
+            new = record(folder)
+        except ConfigError as error:
+            print(f"warning: {error}", flush=True)
+            continue
+        if new.id not in known:
+            print(f"{append(ledger, new)}: {folder} was missing", flush=True)
 
 
 def _last_byte(file: Any) -> bytes:

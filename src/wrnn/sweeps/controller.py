@@ -50,7 +50,8 @@ def in_charge(sweep_dir: Path, stops_runs: bool = True) -> Iterator[None]:
             signal.signal(each, signal.default_int_handler)  # a second signal stops at once
         if stops_runs:
             _stop_runs(sweep_dir)
-        raise Interrupted(number, f"stopped by {signal.Signals(number).name}; the same command goes on")
+        queued = "" if stops_runs else "; what is queued stays so: scancel it first, or let it end"
+        raise Interrupted(number, f"stopped by {signal.Signals(number).name}; the same command goes on{queued}")
 
     handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -70,9 +71,12 @@ def _who(sweep_dir: Path) -> str:
 
 
 def controller_is_gone(sweep_dir: Path) -> bool:
-    """Whether the process that started this one is not the one in charge of the sweep any more."""
+    """Whether neither this process nor the one that started it is in charge of the sweep any more.
+
+    One job at a time runs in the controller itself.
+    """
     with suppress(ConfigError):
-        return (read_json(sweep_dir / SWEEP) or {}).get("process") != os.getppid()
+        return (read_json(sweep_dir / SWEEP) or {}).get("process") not in (os.getpid(), os.getppid())
     return False
 
 
@@ -144,13 +148,22 @@ def _what_goes_on(runs: Sequence[PlannedRun]) -> str:
     return f"{others}with retry=true it runs the failed ones again"
 
 
+def enter(ledger_dir: str | None, runs: Sequence[PlannedRun]) -> None:
+    """Add the finished runs that the ledger lacks: a run may be killed between its end and its line there."""
+    if ledger_dir is not None:
+        from wrnn.paper import ledger  # late: every sweep passes this file
+
+        ledger.append_missing(Path(ledger_dir), [run.folder for run in runs if status(run).state == "finished"])
+
+
 def wait_for_requeued(runs: Sequence[PlannedRun], poll_seconds: float = 5.0) -> None:
     """Wait for runs that SLURM has queued again: submitit takes a job for done once its first start has returned."""
-    while any(_in_slurm(run.folder) for run in runs):
+    while any(in_slurm(run.folder) for run in runs):
         time.sleep(poll_seconds)
 
 
-def _in_slurm(folder: Path) -> bool:
+def in_slurm(folder: Path) -> bool:
+    """Whether SLURM has the run's job in its queue, waiting or at work."""
     record = read_json(folder / OUTCOME) or {}
     job = record.get("slurm_job")
     if job is None or record.get("outcome") not in UNENDED:

@@ -161,7 +161,8 @@ def _environment() -> dict[str, str]:
 def _slurm_job() -> dict[str, str]:
     """The name by which SLURM knows this job, if it does."""
     names = [os.environ.get(key) for key in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")]
-    return {"slurm_job": f"{names[0]}_{names[1]}"} if all(names) else {}
+    job = f"{names[0]}_{names[1]}" if all(names) else os.environ.get("SLURM_JOB_ID")  # one run alone is no array
+    return {"slurm_job": job} if job else {}
 
 
 def _say(line: str) -> None:
