@@ -2,14 +2,22 @@
 
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from matplotlib.axes import Axes
 from PIL import Image
 
 from wrnn.analysis import plots
 from wrnn.analysis.spectrum import spectrum
+from wrnn.cores.indrnn import IndependentRNN
 from wrnn.cores.irnn import IdentityRNN
 from wrnn.cores.wrnn import TravelingWaveRNN
+
+
+def shown(axes: Axes) -> npt.NDArray[np.float32]:
+    return np.asarray(axes.images[0].get_array())
 
 
 def test_states_come_as_channel_neuron_time() -> None:
@@ -20,6 +28,10 @@ def test_states_come_as_channel_neuron_time() -> None:
     assert states.shape == (2, 6, 4)
     assert [int(states[1, :, step].argmax()) for step in range(4)] == [0, 5, 4, 3]
     assert plots.states_of(IdentityRNN(1, 6), impulse).shape == (1, 6, 4)
+    assert plots.states_of(core.double(), impulse).dtype == torch.float64
+    core = IndependentRNN(1, 9, hidden_size=6, num_layers=2, dropout=0.5)
+    assert torch.equal(plots.states_of(core, impulse), plots.states_of(core, impulse))
+    assert all(part.training for part in core.modules()) and core.norms[0].num_batches_tracked == 0
 
 
 def test_units_in_the_order_of_their_peaks() -> None:
@@ -51,8 +63,13 @@ def test_every_channel_is_drawn() -> None:
     states = torch.rand(5, 6, 7)
     drawn = [axes for axes in plots.all_channels(states, "title", columns=2).axes if axes.get_visible()]
     assert [axes.get_title() for axes in drawn] == [f"channel {channel}" for channel in range(5)]
-    early, late = plots.early_and_late(states, 2 * states, "title", max_channels=1).axes
+    assert all(np.array_equal(shown(axes), states[channel]) for channel, axes in enumerate(drawn))
+    assert {axes.images[0].get_cmap().name for axes in drawn} == {"gray_r"}
+    strongest = 2 * states
+    strongest[3] *= 9
+    early, late = plots.early_and_late(states, strongest, "title", max_channels=1).axes
     assert (early.get_title(), late.get_title()) == ("early", "late")
+    assert np.array_equal(shown(early), states[3]) and np.array_equal(shown(late), strongest[3])
 
 
 def test_an_animation_has_a_frame_for_each_step_up_to_a_limit(tmp_path: Path) -> None:
@@ -60,6 +77,10 @@ def test_an_animation_has_a_frame_for_each_step_up_to_a_limit(tmp_path: Path) ->
         plots.animate(torch.rand(2, 9, steps), tmp_path / "waves.gif", max_frames=10)
         with Image.open(tmp_path / "waves.gif") as picture:
             assert picture.n_frames == frames
+            first = np.asarray(picture.convert("RGB"))
+            picture.seek(frames - 1)
+            field = slice(60, None)  # below the title, which counts steps
+            assert (first[field] != np.asarray(picture.convert("RGB"))[field]).mean() > 0.1
     with pytest.raises(ValueError, match="must end in .gif"):
         plots.animate(torch.rand(2, 9, 4), tmp_path / "waves.avi")
 
@@ -70,6 +91,7 @@ def test_the_most_active_channels_are_drawn(tmp_path: Path) -> None:
     figure = plots.state_over_time(states, "title", max_channels=2)
     labels = [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()]
     assert labels == ["channel 1\nneuron", "channel 4\nneuron"]
+    assert np.array_equal(shown(figure.axes[0]), states[1]) and figure.axes[0].images[0].origin == "lower"
     plots.save(figure, tmp_path / "new/state.png")
     assert (tmp_path / "new/state.png").stat().st_size > 5000
 

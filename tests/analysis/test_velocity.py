@@ -40,6 +40,31 @@ def test_a_measurement_is_never_exact() -> None:
     assert velocities(moving(profile(64), 1.0, 256)).waves[0].uncertainty > 1e-4  # although all peaks are on the grid
 
 
+def test_a_longer_sequence_tells_more() -> None:
+    short, long = (velocities(moving(profile(64), 1.0, steps)).waves[0].uncertainty for steps in (200, 800))
+    assert 3 < short / long < 5
+    wave = moving(profile(64), 0.7, 200)
+    noise = torch.randn(10, 64, 200, generator=torch.Generator().manual_seed(0))
+    errors = [
+        (found.velocity - 0.7) / found.uncertainty
+        for one in noise
+        for found in velocities(wave + 2 * wave.std() * one).waves
+    ]
+    assert len(errors) == 10 and max(map(abs, errors)) < 3
+
+
+def test_of_waves_that_look_alike_the_slowest_is_taken() -> None:
+    place, step = torch.arange(60.0)[:, None], torch.arange(200.0)
+    for cycles in (20, 25):
+        (wave,) = velocities(torch.cos(2 * torch.pi * cycles * (place + step) / 60)).waves
+        assert wave.velocity == pytest.approx(1, abs=0.01)
+
+
+def test_a_slow_wave_does_not_stand() -> None:
+    (wave,) = velocities(moving(profile(256), 0.05, 784)).waves
+    assert wave.velocity == pytest.approx(0.05, rel=0.02) and not wave.stands
+
+
 def test_two_waves_at_once() -> None:
     for num_neurons, num_steps in ((256, 784), (100, 250)):
         both = moving(profile(num_neurons, 0), 0.36, num_steps) + moving(profile(num_neurons, 1), 1.0, num_steps)
@@ -81,6 +106,14 @@ def test_a_front_of_few_steps_is_not_said_to_rest() -> None:
     front = (-place % 100 <= step).float()
     assert velocities(front).waves[0].velocity == pytest.approx(1, abs=0.05)
     assert velocities(front[:, :50]).describe() == "too short to tell a wave from rest"
+    bump = torch.exp(-((place - 50 + 0.1 * torch.arange(300)) ** 2) / 50)  # moves by 30 neurons, half its wavelength
+    assert velocities(bump).describe() == "too short to tell a wave from rest"
+
+
+def test_rest_that_is_more_than_the_wave_is_told() -> None:
+    wave = moving(profile(64), 1.0, 200)
+    found = velocities(wave + 2 * wave[:, :1]).describe()
+    assert found.startswith("1.000 ±") and found.endswith("% at rest")
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -107,7 +140,8 @@ def test_inputs_on_a_wave_rnn_travel_at_one_neuron_a_step() -> None:
 
 
 def test_silence_and_states_that_are_none() -> None:
-    assert velocities(torch.zeros(8, 8)).describe() == "no wave above chance"
+    for nothing in (torch.zeros(8, 8), torch.full((101, 301), 0.1), torch.rand(1, 300).expand(100, 300)):
+        assert velocities(nothing).describe() == "no wave above chance" and share_on_line(nothing, 0.0) == 0
     for wrong, message in ((torch.zeros(2, 9), "must be"), (torch.full((9, 9), float("nan")), "must be finite")):
         with pytest.raises(ValueError, match=message):
             velocities(wrong)

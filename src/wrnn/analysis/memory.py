@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wrnn.checks import whole_number
-from wrnn.cores.base import Core
+from wrnn.cores.base import Core, evaluated
 
 RIDGES = tuple(10.0**power for power in range(-10, 1))
 
@@ -34,7 +34,7 @@ class MemorySpan:
     @property
     def span(self) -> int:
         """How many steps back the share is at least 0.5 without a gap."""
-        short = (self.r2 < 0.5).nonzero()
+        short = (~(self.r2 >= 0.5)).nonzero()
         return int(short[0]) if len(short) else len(self.r2)
 
 
@@ -48,7 +48,8 @@ def read_back(states: Tensor, inputs: Tensor, ridges: Sequence[float] = RIDGES) 
             of the first half best from the others of that half. A penalty given once for all would be too small where
             there are about as many sequences as independent units, and too large elsewhere.
 
-    Raises: ValueError where the two do not belong together, or there are fewer than 4 sequences.
+    Raises: ValueError where the two do not belong together, there are fewer than 4 sequences, or an input is the same
+        in all of those that test.
     """
     if states.ndim != 2 or inputs.ndim != 2 or len(states) != len(inputs) or len(states) < 4:
         shapes = f"states={tuple(states.shape)}, inputs={tuple(inputs.shape)}"
@@ -60,7 +61,11 @@ def read_back(states: Tensor, inputs: Tensor, ridges: Sequence[float] = RIDGES) 
     weights = _ridge(known @ known.T, wanted, ridges)
     told = (states[half:] - mean) @ (known.T @ weights)
     truth = inputs[half:] - target_mean
-    return MemorySpan(1 - (told - truth).square().mean(0) / truth.var(0, correction=0))
+    variance = truth.var(0, correction=0)
+    if not variance.all():
+        step = int((variance == 0).nonzero()[0])
+        raise ValueError(f"inputs: that of {step} steps ago is the same in the second half of the sequences; must vary")
+    return MemorySpan(1 - (told - truth).square().mean(0) / variance)
 
 
 def _ridge(kernel: Tensor, wanted: Tensor, ridges: Sequence[float]) -> Tensor:
@@ -100,10 +105,10 @@ def memory_span(
     """
     for name, value in (("input_size", input_size), ("num_steps", num_steps), ("num_sequences", num_sequences)):
         whole_number(name, value)
-    like = next(iter((*core.parameters(), *core.buffers())))
     numbers = torch.rand(num_sequences, num_steps, generator=torch.Generator().manual_seed(seed))
-    states = [
-        core((part[..., None].expand(-1, -1, input_size) / input_size).to(like), last_only=True)[0].cpu()
-        for part in numbers.split(100)
-    ]
+    with evaluated(core) as like:
+        states = [
+            core((part[..., None].expand(-1, -1, input_size) / input_size).to(like), last_only=True)[0].cpu()
+            for part in numbers.split(100)
+        ]
     return read_back(torch.cat(states), numbers.flip(1))

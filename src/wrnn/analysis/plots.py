@@ -4,6 +4,7 @@ B batch, C channels, N neurons, T time steps. A core without rings has one chann
 """
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from wrnn.analysis.spectrum import Spectrum
-from wrnn.cores.base import Core
+from wrnn.cores.base import Core, evaluated
 
 
 def learning_curve(curves: dict[str, tuple[list[int], list[float]]], metric: str) -> Figure:
@@ -46,8 +47,12 @@ def learning_curve(curves: dict[str, tuple[list[int], list[float]]], metric: str
 
 @torch.no_grad()
 def states_of(core: Core, inputs: Tensor) -> Tensor:
-    """States of a core over one sequence: inputs (T, I) -> (C, N, T), one channel for a core without rings."""
-    outputs, _ = core(inputs[None])
+    """States of a core over one sequence: inputs (T, I) -> (C, N, T), one channel for a core without rings.
+
+    In evaluation mode, whichever the core is in.
+    """
+    with evaluated(core) as like:
+        outputs, _ = core(inputs[None].to(like))
     return outputs[0].unflatten(-1, core.ring_shape or (1, core.output_size)).permute(1, 2, 0)
 
 
@@ -98,7 +103,10 @@ def draw_state(axes: Axes, states: Tensor, label: str) -> None:
 
 
 def draw_spectrum(axes: Axes, found: Spectrum, velocities: Sequence[float] = ()) -> None:
-    """Logarithm of a spectrum (N, T), with the lines of the velocities dashed where they do not wrap around."""
+    """Logarithm of a spectrum (N, T), with the lines of the velocities dashed where they do not wrap around.
+
+    A raw spectrum's is of magnitudes, a normalised one's of their ratios to those of shuffled states.
+    """
     magnitude = found.magnitude.clamp(min=1e-12).log10()
     low, high = (float(magnitude.quantile(q)) for q in (0.5, 0.9995))
     times, places = found.time_frequency, found.space_frequency
@@ -108,14 +116,14 @@ def draw_spectrum(axes: Axes, found: Spectrum, velocities: Sequence[float] = ())
         magnitude.numpy(), aspect="auto", origin="lower", cmap="gray_r", interpolation="nearest",
         extent=extent, vmin=low, vmax=max(high, low + 1e-9),
     )  # fmt: skip
-    for velocity, colour in zip(velocities, ("#D55E00", "#0072B2", "#009E73"), strict=False):
+    for velocity, colour in zip(velocities, cycle(("#D55E00", "#0072B2", "#009E73")), strict=False):
         reach = min(0.5, 0.5 / max(abs(velocity), 1e-9))
         line = [-reach * velocity, reach * velocity], [-reach, reach]
         axes.plot(*line, "--", color=colour, lw=1.2, dashes=(4, 6))
     axes.set(xlabel="time frequency (cycles/step)", ylabel="space frequency\n(cycles/neuron)")
     axes.set(xlim=extent[:2], ylim=extent[2:])
     if axes.figure is not None:
-        axes.figure.colorbar(image, ax=axes, pad=0.01, label="log10 magnitude")
+        axes.figure.colorbar(image, ax=axes, pad=0.01, label=f"log10 {found.unit}")
 
 
 def space_time_spectrum(found: Spectrum, title: str, velocities: Sequence[float] = ()) -> Figure:

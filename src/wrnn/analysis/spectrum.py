@@ -24,11 +24,13 @@ class Spectrum:
         magnitude: (..., N, T).
         space_frequency: (N,) in cycles per neuron, in [-0.5, 0.5).
         time_frequency: (T,) in cycles per step, in [-0.5, 0.5).
+        unit: of the magnitude, `magnitude` or `ratio to shuffled`.
     """
 
     magnitude: Tensor
     space_frequency: Tensor
     time_frequency: Tensor
+    unit: str = "magnitude"
 
 
 def spectrum(states: Tensor, normalize: str = "raw", num_shuffles: int = 10, seed: int = 0) -> Spectrum:
@@ -62,7 +64,8 @@ def spectrum(states: Tensor, normalize: str = "raw", num_shuffles: int = 10, see
     num_neurons, num_steps = states.shape[-2:]
     space, time = (torch.fft.fftfreq(length, dtype=torch.float64) for length in (num_neurons, num_steps))
     shifted = torch.fft.fftshift(magnitude, dim=(-2, -1))
-    return Spectrum(shifted, torch.fft.fftshift(space), torch.fft.fftshift(time))
+    unit = "magnitude" if normalize == "raw" else "ratio to shuffled"
+    return Spectrum(shifted, torch.fft.fftshift(space), torch.fft.fftshift(time), unit)
 
 
 def _magnitude(states: Tensor) -> Tensor:
@@ -90,7 +93,7 @@ def share_on_line(states: Tensor, velocity: float, half_width: float = 2.0) -> f
     on_line = (off - off.round()).abs() <= (half_width + 1e-6) / num_steps
     moving = power[..., 1:, :]
     total = float(moving.sum())
-    return float((moving * on_line[1:]).sum()) / total if total > 0 else 0.0
+    return float((moving * on_line[1:]).sum()) / total if total > 1e-20 * float(power.sum()) else 0.0
 
 
 def window(num_steps: int) -> Tensor:

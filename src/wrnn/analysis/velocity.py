@@ -2,7 +2,9 @@
 
 A wave at velocity v, in neurons per step towards lower indices, turns the phase of space frequency f by v f cycles a
 step. The score of a velocity is the share of power that does so with one amplitude from the first step to the last; a
-peak of it counts if it beats the same states with their steps shuffled.
+peak of it counts if it beats the same states with their steps shuffled. Space frequencies 0 and, of an even number of
+neurons, 1/2 tell no velocity and are left out. What has one space frequency f looks alike at v and v + 1/f: the slowest
+is taken.
 Source: after Mahmoud et al. 1988 and Davis et al. 2021, as in Keller et al. 2024, Figures 2 and 10.
 """
 
@@ -20,9 +22,10 @@ _PADDING = 4  # the transform over time is padded to that many times its length,
 _REMOVED = 4  # a wave that was found is removed with this many frequencies, 1 / T apart, on either side of its line
 _MARGIN = 1.5  # by how much a score must beat shuffled states
 _SAME = 0.5  # at what ratio of scores two opposite waves are one that stands
+_ONE_WAY = 0.75  # of the power: what neither half of a standing wave has
 _LEAST_SHARE = 0.05  # of the power: what a further wave must have
 _UNCLEAR = 0.9  # at what ratio of scores something that moves would do as well as rest
-_NOTHING = 1e-12  # of the power: what is left when all of it was taken out
+_NOTHING = 1e-12  # of the power: what is left when all of it was taken out, or of states that are the same everywhere
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,10 @@ class Wave:
 
     Attributes:
         velocity: neurons per step, positive towards lower indices; of a standing wave the size alone.
-        uncertainty: standard error of the velocity.
-        share: of the power above space frequency 0 that is coherent with it.
+        uncertainty: standard error of the velocity of a wave that lasts. Of one that dies out within tens of neurons,
+            under inputs that come again and again after as many steps, the velocity is off by up to a few percent,
+            which the uncertainty does not tell; a share of a few percent is the sign.
+        share: of the power that is coherent with it.
         stands: whether as much power moves the other way.
     """
 
@@ -53,7 +58,7 @@ class Waves:
 
     Attributes:
         waves: those above chance, the strongest first.
-        static_share: of the power above space frequency 0 that stays where it is.
+        static_share: of the power that stays where it is.
         unclear_share: of it, what may as well rest as move: there are too few steps to tell.
     """
 
@@ -64,7 +69,8 @@ class Waves:
     def describe(self) -> str:
         """In words; says so where nothing moves."""
         if self.waves:
-            return "; ".join(wave.describe() for wave in self.waves)
+            rest = [f"{100 * self.static_share:.0f} % at rest"] if self.static_share > self.waves[0].share else []
+            return "; ".join([*(wave.describe() for wave in self.waves), *rest])
         if self.unclear_share >= 0.5:
             return "too short to tell a wave from rest"
         return "static: no wave" if self.static_share >= 0.5 else "no wave above chance"
@@ -90,7 +96,7 @@ def velocities(
     whole_number("num_surrogates", num_surrogates)
     states = checked(states)
     fit = _Fit(states[None] if states.ndim == 2 else states, max_velocity)
-    if fit.power == 0:
+    if fit.power <= _NOTHING * fit.whole:
         return Waves()
     random = torch.Generator().manual_seed(seed)
     chance = max(float(fit.scores(fit.shuffled(random)).max()) for _ in range(num_surrogates))
@@ -103,10 +109,10 @@ def velocities(
         if wave.stands and fit.blinks():
             static_share += wave.share
         elif abs(wave.velocity) < fit.slowest():
-            if fit.may_move(wave):
-                unclear_share += wave.share
-            else:
+            if fit.rests(wave):
                 static_share += wave.share
+            else:
+                unclear_share += wave.share
         else:
             found.append(wave)
         fit.remove(wave)
@@ -126,11 +132,13 @@ class _Fit:
     def __init__(self, states: Tensor, max_velocity: float) -> None:
         num_neurons, num_steps = states.shape[-2:]
         highest = (num_neurons - 1) // 2  # the frequency of alternating neurons, if any, does not tell directions
-        self.modes_CKT = torch.fft.fft(states, dim=-2)[:, 1 : highest + 1]
+        modes_CNT = torch.fft.fft(states, dim=-2)
+        self.modes_CKT = modes_CNT[:, 1 : highest + 1]
         self.frequency_K = torch.arange(1, highest + 1).double() / num_neurons
         self.num_steps = num_steps
         self.window = window(num_steps)
         self.power = float(self.window.sum() * (self.window * self.modes_CKT.abs().square()).sum())
+        self.whole = float(self.window.sum() * (self.window * modes_CNT.abs().square()).sum())
         step = 0.25 / (num_steps * float(self.frequency_K[-1]))
         size = int(max_velocity / step)
         self.candidates = step * torch.arange(-size, size + 1).double()
@@ -142,9 +150,11 @@ class _Fit:
         """
         return max(3 / float(self.frequency_K[-1]), 1 / self.typical_frequency()) / self.num_steps
 
-    def may_move(self, wave: Wave) -> bool:
-        """Whether a velocity that counts as a wave explains about as much of the power as one that counts as rest."""
-        return bool(self.scores(self.modes_CKT)[self.candidates.abs() >= self.slowest()].max() >= _UNCLEAR * wave.share)
+    def rests(self, wave: Wave) -> bool:
+        """Whether rest explains about as much of the power as this slow wave, and nothing that is fast enough does."""
+        scores = self.scores(self.modes_CKT) / wave.share
+        moving = scores[self.candidates.abs() >= self.slowest()].max()
+        return bool(moving < _UNCLEAR <= scores[self.candidates.abs().argmin()])
 
     def left(self) -> float:
         """The share of the power that was not taken out."""
@@ -153,9 +163,12 @@ class _Fit:
     def blinks(self) -> bool:
         """Whether one pattern of several space frequencies comes and goes in place, which no standing wave does."""
         strengths = torch.linalg.svdvals(self.modes_CKT.flatten(0, 1)).square()
+        return self.num_frequencies() > 1.5 and float(strengths[0] / strengths.sum()) > 0.9
+
+    def num_frequencies(self) -> float:
+        """On how many space frequencies the power is: their participation ratio."""
         power_K = self.modes_CKT.abs().square().sum((0, 2))
-        several = float(power_K.sum() ** 2 / power_K.square().sum()) > 1.5
-        return several and float(strengths[0] / strengths.sum()) > 0.9
+        return float(power_K.sum() ** 2 / power_K.square().sum())
 
     def typical_frequency(self) -> float:
         """Mean of the space frequencies, weighted by power."""
@@ -185,9 +198,13 @@ class _Fit:
     def strongest(self) -> Wave:
         """The best candidate, refined within the width of its peak."""
         scores = self.scores(self.modes_CKT)
-        velocity, share = self._refined(float(self.candidates[int(scores.argmax())]))
+        best = float(self.candidates[int(scores.argmax())])
+        if self.num_frequencies() < 1.1:
+            best -= round(best * self.typical_frequency()) / self.typical_frequency()
+        velocity, share = self._refined(best)
         opposite = (self.candidates + velocity).abs() <= 1.5 / (self.num_steps * float(self.frequency_K[-1]))
-        stands = abs(velocity) >= self.slowest() and bool((scores[opposite] >= _SAME * share).any())
+        both = share < _ONE_WAY and bool((scores[opposite] >= _SAME * share).any())
+        stands = both and abs(velocity) >= self.slowest()
         return Wave(abs(velocity) if stands else velocity, self._uncertainty(velocity), share, stands)
 
     def _refined(self, velocity: float) -> tuple[float, float]:

@@ -72,7 +72,6 @@ class RecordStates(L.Callback):
                 logger.log_image(EARLY_AND_LATE, [str(picture)], step=trainer.global_step)
                 logger.log_video(ANIMATION, [str(moving)], step=trainer.global_step, format=["gif"])
 
-    @torch.no_grad()
     def _record(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         path = self.folder / "states" / f"step_{trainer.global_step}.npz"
         task = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning
@@ -82,13 +81,7 @@ class RecordStates(L.Callback):
         batch = task.make_batch("val", 0, 0).inputs
         if self.sequence >= len(batch):
             raise ConfigError(f"callbacks.record_states.sequence={self.sequence}: must be below {len(batch)}")
-        inputs = batch[self.sequence].to(module.device)
-        training = [part for part in module.core.modules() if part.training]
-        module.core.eval()  # else dropout would draw, and normalisation would count this sequence
-        try:
-            states = plots.states_of(module.core, inputs)[: self.max_channels].cpu()
-        finally:
-            for part in training:
-                part.training = True
+        inputs = batch[self.sequence]
+        states = plots.states_of(module.core, inputs)[: self.max_channels].cpu()
         with write_aside(path) as file:
-            np.savez_compressed(file, states=states.half().numpy(), inputs=inputs.cpu().numpy())
+            np.savez_compressed(file, states=states.half().numpy(), inputs=inputs.numpy())

@@ -4,7 +4,8 @@ B batch, T time, I input features, O output features.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -124,6 +125,21 @@ class Core(nn.Module, ABC):
         """
         read: Tensor = readout(self(inputs)[0])
         return read
+
+
+@contextmanager
+def evaluated(core: Core) -> Iterator[Tensor]:
+    """A core in evaluation mode, to look at: dropout draws nothing, and normalisation does not count what it sees.
+
+    Yields a tensor of the type and on the device of its weights, as inputs are to be.
+    """
+    training = [part for part in core.modules() if part.training]
+    core.eval()
+    try:
+        yield next(iter((*core.parameters(), *core.buffers())), torch.empty(0))
+    finally:
+        for part in training:
+            part.training = True
 
 
 class LoopCore(Core):

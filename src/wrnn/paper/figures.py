@@ -191,7 +191,7 @@ OPEN = "Open markers: quoted, read off the paper's plot."
 def _accuracy(paper: Paper, lines: Sequence[Series], caption: str) -> tuple[Figure, str]:
     figure, panels = _panels(1, width=5.5)
     _curves(panels[0], paper, lines)
-    panels[0].set(ylabel="validation accuracy (%)", xscale="symlog", xlim=(0, 260))
+    panels[0].set(ylabel="accuracy (%)", xscale="symlog", xlim=(0, 260))
     return _finish(figure, panels), caption + "Lines: ours on validation. " + OPEN
 
 

@@ -96,6 +96,7 @@ def _parts(paper: Paper, experiment: str, seed: int) -> tuple[Core, nn.Module]:
     cfg.seed = seed
     with torch.random.fork_rng(devices=[]):
         parts = build(cfg)
+    parts.module.eval()
     return parts.core, parts.readout
 
 
@@ -346,6 +347,9 @@ def _copies(paper: Paper, models: Sequence[tuple[str, str]]) -> Figure:
             else:
                 _image(axes, _ends(picture).T, "")
                 axes.set_yticks([0, 3, 6, 9])
+                if len(picture) > SHOWN:
+                    ends = [0, 20, len(picture) - 20, len(picture) - 2]
+                    axes.set_xticks([0, 20, SHOWN - 18, SHOWN], labels=[str(step) for step in ends])
             axes.set_ylabel(f"{label}\nclass" if column == 0 else "")
     for axes in grid[-1]:
         axes.set_xlabel("time step")
@@ -358,12 +362,15 @@ def _answer(model: Trained) -> Tensor:
     return model.core.read_every_step(model.inputs[None], model.readout)[0].softmax(-1)
 
 
-def _ends(sequence: Tensor, length: int = 60) -> Tensor:
-    """The first and the last steps of a long sequence, with a gap between."""
-    if len(sequence) <= length:
+SHOWN = 60  # steps of a long sequence: half of them from its start, half from its end
+
+
+def _ends(sequence: Tensor) -> Tensor:
+    """The first and the last steps of a long sequence, with a gap of two between."""
+    if len(sequence) <= SHOWN:
         return sequence
     gap = torch.full((2, sequence.shape[1]), 0.5)
-    return torch.cat([sequence[: length // 2], gap, sequence[-length // 2 :]])
+    return torch.cat([sequence[: SHOWN // 2], gap, sequence[-SHOWN // 2 :]])
 
 
 def _scaled(states: Tensor) -> Tensor:
@@ -386,6 +393,6 @@ def _spectrum(axes: Axes, states: Tensor, velocities: Sequence[float]) -> None:
     plots.draw_spectrum(axes, spectrum(states, normalize="shuffled"), velocities)
 
 
-def _missing(axes: Axes, why: str = "not run") -> None:
+def _missing(axes: Axes) -> None:
     axes.set(xticks=[], yticks=[])
-    axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", color="0.4")
+    axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center", va="center", color="0.4")
