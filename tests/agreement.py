@@ -162,7 +162,7 @@ class _Turning(TorchDispatchMode):
         super().__init__()
         self.nearest = float("inf")
 
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
         if function.name().split(".")[0] in self.OPERATORS:
             numbers, turn = arguments[0], arguments[1] if len(arguments) > 1 else 0
             self.nearest = min(self.nearest, float((numbers - turn).abs().min() / numbers.abs().max().clamp(min=1)))

@@ -131,7 +131,7 @@ def test_operators_are_well_behaved(operator):
                 arguments = (inputs, input_weight, bias, kernel, state, given_readout, "tanh", wants, every, backend)
                 torch.library.opcheck(torch.ops.wrnn.ring.default, arguments)
     else:
-        arguments = (inputs, input_weight[:, 0], bias[:, 0], kernel[..., 0], state[..., 0], "tanh", "last")
+        arguments = (inputs, input_weight[:, 0], bias[:, 0], kernel[..., 0], state[..., 0], "tanh")
         torch.library.opcheck(torch.ops.wrnn.dense.default, arguments)
 
 

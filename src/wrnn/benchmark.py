@@ -21,7 +21,6 @@ memory when it is recorded, and no figure is given.
 """
 
 import argparse
-import json
 import resource
 import statistics
 import time
@@ -38,6 +37,7 @@ from wrnn import schema
 from wrnn.config import check, first_line
 from wrnn.cores.irnn import IdentityRNN
 from wrnn.cores.wrnn import TravelingWaveRNN
+from wrnn.files import write_json
 from wrnn.precision import float32_products
 from wrnn.runs import cpu_name, git_state
 from wrnn.tasks.base import SequenceBatch, Task
@@ -344,7 +344,8 @@ def main(arguments: list[str] | None = None) -> list[Row]:
                 flush=True,
             )
         if options.output:
-            _write(options.output, facts, rows)
+            measured = [asdict(row) for row in rows]
+            write_json(options.output, {**facts, "peak_gib": _peak_gib(), "rows": measured})
     disturbed = [row for row in rows if (row.model, row.task, row.variant) == ("wrnn", "psmnist", "released")]
     if device == "cpu" and any(row.share < DISTURBED for row in disturbed):
         print(f"VOID: the released loop reached less than {DISTURBED:.0%} of the peak; the machine was busy")
@@ -354,9 +355,3 @@ def main(arguments: list[str] | None = None) -> list[Row]:
 
 def _peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def _write(path: Path, facts: dict[str, object], rows: list[Row]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    result = {**facts, "peak_gib": _peak_gib(), "rows": [asdict(row) for row in rows]}
-    path.write_text(json.dumps(result, indent=2) + "\n")

@@ -33,9 +33,9 @@ NEEDED = (
     "torch", "lightning", "torchmetrics", "torchvision", "hydra", "omegaconf", "filelock", "matplotlib", "rich",
     "pytest", "pytest_timeout",
 )  # fmt: skip
-STEPS = ("tests", "bench", "epoch", "bench_all", "profile")
 SECONDS = {"tests": 180, "bench": 150, "epoch": 100, "bench_all": 600, "profile": 240}
 """Most that a step may take."""
+STEPS = tuple(SECONDS)
 
 
 @dataclass

@@ -116,7 +116,7 @@ class RecallEveryStep(Objective):
     `cross_entropy` and `mse` (softmax against one-hot) are means over all T steps, unscaled; `accuracy` and
     `sequence_accuracy` count the recalled symbols, and the sequences without one mistake. `cross_entropy_over_50` is
     what the paper's tables print as "MSE": cross-entropy divided by the size of its test batch. All are computed in
-    float64, because in float32 a cross-entropy below 1e-7 a symbol is rounding.
+    float64 for each sequence, because in float32 a cross-entropy below 1e-7 a symbol is rounding.
 
     Args:
         output_size: K.

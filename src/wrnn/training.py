@@ -1,6 +1,6 @@
 """Build the parts of a run from its config, train them, test them, load them again.
 
-The only place that instantiates what a config names.
+The only place that instantiates what the config of a run names.
 """
 
 import errno
@@ -30,6 +30,7 @@ from rich.table import Table
 from torch import nn
 
 from wrnn import runs, wandb_logger
+from wrnn.allocator import keep_freed_memory
 from wrnn.callbacks.progress import RunRecord
 from wrnn.callbacks.saving import SolvedStep, WholeFileIO
 from wrnn.callbacks.stopping import GiveUp
@@ -39,7 +40,6 @@ from wrnn.cores.base import Core
 from wrnn.errors import ConfigError, Interrupted, OutOfMemory
 from wrnn.features import fixed_features
 from wrnn.files import read_json, write_json
-from wrnn.memory import keep_freed_memory
 from wrnn.module import Schedule, SequenceModule
 from wrnn.objectives import Objective
 from wrnn.paper import ledger

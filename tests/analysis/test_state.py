@@ -15,7 +15,7 @@ OWN_INPUT = Initializer(source_identity_)
 
 
 def rings(start: object, num_channels: int = 3, ring_size: int = 40, velocity: float = 1.0) -> TravelingWaveRNN:
-    init = Initializer(start)  # type: ignore[arg-type]
+    init = Initializer(start)
     return TravelingWaveRNN(num_channels, num_channels, ring_size, init=init, input_init=OWN_INPUT)
 
 

@@ -44,7 +44,7 @@ class GridSweeper(BasicSweeper):
             runs = plan_all(self.hydra_context.config_loader, self.config, combinations, sweep_dir)
             for line in itertools.chain.from_iterable(set_aside_damaged(run.folder) for run in runs):
                 print(line, flush=True)
-            todo = controller.announce(sweep_dir, runs, self.config.retry, jobs_at_once(self.config.hydra.launcher))
+            todo = controller.announce(sweep_dir, runs, self.config.retry, side_by_side(self.config.hydra.launcher))
             controller.enter(self.config.paths.ledger_dir, runs)
             with controller.concluded(sweep_dir, lambda: runs):
                 queue = [run for run in todo if queued and controller.in_slurm(run.folder)]
@@ -100,11 +100,11 @@ class GridSweeper(BasicSweeper):
         return str(loaded.hydra.runtime.choices.model)
 
 
-def jobs_at_once(launcher: Any) -> int:
+def side_by_side(launcher: Any) -> int:
     """How many jobs a launcher runs side by side, as its config says; 1 where it does not."""
     import joblib  # late: Hydra imports this file at every start
 
     jobs = launcher.get("n_jobs", launcher.get("array_parallelism", 1))
     if int(jobs) == 0:
         raise ConfigError("hydra.launcher.n_jobs=0: must not be 0; -1 is one a core")
-    return int(jobs) if int(jobs) > 0 else joblib.cpu_count()
+    return int(joblib.effective_n_jobs(int(jobs)))

@@ -1,4 +1,4 @@
-"""What the user sees while a run goes: a bar on a terminal, plain lines elsewhere."""
+"""What the user sees while a run goes: a bar on a terminal, plain lines elsewhere; and what results.json says of it."""
 
 import sys
 import time

@@ -41,7 +41,7 @@ def curves(comparison: Comparison, task: Task) -> go.Figure | None:
         runs = comparison.runs[comparison.runs["group"].eq(group["group"]) & comparison.runs["counted"]]
         if group["n"]:
             runs = runs[runs["state"] == FINISHED]
-        seeds = [curve(comparison.folders[index], task.curve) for index in runs.index]
+        seeds = [curve(comparison.records[index], task.curve) for index in runs.index]
         seeds = [seed for seed in seeds if len(seed[0])]
         if not seeds:
             continue

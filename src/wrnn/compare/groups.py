@@ -69,13 +69,13 @@ class Comparison:
         groups: a row per group, GROUP_COLUMNS and the settings, best first within each task, and the legend's `label`.
             `failed` counts all that have not finished, those still running too; the rest is of finished runs, among
             them the `gave_up` that ended themselves before their budget.
-        folders: the run of each row of `runs`.
+        records: the run of each row of `runs`.
     """
 
     tasks: tuple[Task, ...]
     runs: pd.DataFrame
     groups: pd.DataFrame
-    folders: tuple[Run, ...]
+    records: tuple[Run, ...]
 
 
 def compare(runs: Sequence[Run], metric: str | None = None) -> Comparison:

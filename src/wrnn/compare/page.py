@@ -94,7 +94,7 @@ def _waves(comparison: Comparison, task: Task) -> list[str]:
     if runs.empty:
         return []
     best = runs["value"].idxmax() if task.mode == "max" else runs["value"].idxmin()
-    image = picture(comparison.folders[best])
+    image = picture(comparison.records[best])
     if image is None:
         return []
     caption = f"{runs['folder'][best]}, {task.metric} {runs['value'][best]:.4g}"

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from wrnn.config import fingerprint, first_line, identity
+from wrnn.config import fingerprint, first_line
 from wrnn.errors import ConfigError
 from wrnn.files import read_json
 from wrnn.loggers import read_metrics
@@ -102,12 +102,9 @@ def _load(folder: Path, name: str) -> Run:
 def _check(config: DictConfig) -> None:
     """Raise ConfigError where something is missing that grouping and ranking need."""
     fingerprint(config)
-    plain = identity(config)
     wanted = {"task.name": str, "model.name": str, "task.monitor.metric": str, "task.monitor.mode": str, "seed": int}
     for key, kind in wanted.items():
-        node: Any = plain
-        for word in key.split("."):
-            node = node.get(word) if isinstance(node, dict) else None
+        node = OmegaConf.select(config, key)
         if not isinstance(node, kind) or node == "":
             raise ConfigError(f"not the config of a run: {key}={one_line(node)}")
     if config.task.monitor.mode not in ("min", "max"):

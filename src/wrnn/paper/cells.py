@@ -7,9 +7,9 @@ variation of the nearest, and stands beside it as what was tried.
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
@@ -24,7 +24,7 @@ SEEDS_NEEDED = 3
 MAX_DIFFERENCES = 3  # of a variation from its experiment
 
 Verdict = Literal["reproduced", "differs", "partial budget", "not run"]
-VERDICTS: tuple[Verdict, ...] = ("reproduced", "differs", "partial budget", "not run")
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 SOLVED = "solved_step"
 
 
@@ -121,8 +121,8 @@ class Experiments:
     def __init__(self, conf: Path) -> None:
         self.conf = conf
         self.names = sorted(path.stem for path in (conf / "experiment").glob("*.yaml"))
-        self._composed = lru_cache(maxsize=None)(self._compose)
-        self.settings = lru_cache(maxsize=None)(lambda name, preset: flat(identity(self.config(name, preset))))
+        self._composed = cache(self._compose)
+        self.settings = cache(lambda name, preset: flat(identity(self.config(name, preset))))
 
     def config(self, name: str, preset: str = "corrected") -> DictConfig:
         """The config of an experiment."""
@@ -152,17 +152,15 @@ def experiments_in(conf: Path) -> Experiments:
 
 @dataclass
 class Placed:
-    """Where the records of a ledger belong.
+    """Where the records of a ledger belong; those of no experiment are left out.
 
     Attributes:
         runs: by experiment, those with its settings.
         variations: by experiment, those that differ in a few or ran for longer, each with the differences.
-        elsewhere: those of no experiment.
     """
 
     runs: dict[str, list[Record]] = field(default_factory=dict)
     variations: dict[str, list[tuple[Record, dict[str, tuple[Any, Any]]]]] = field(default_factory=dict)
-    elsewhere: list[Record] = field(default_factory=list)
 
 
 def place(ledger: Ledger, experiments: Experiments, names: Sequence[str]) -> Placed:
@@ -176,8 +174,8 @@ def place(ledger: Ledger, experiments: Experiments, names: Sequence[str]) -> Pla
                 found[name] = deviations(experiments.settings(name, run.preset), run)
         nearest = min(found, key=lambda name: _distance(found[name]), default=None)
         if nearest is None or len(found[nearest]) > MAX_DIFFERENCES:
-            placed.elsewhere.append(run)
-        elif off := found[nearest] or _longer(nearest, run, experiments):
+            continue
+        if off := found[nearest] or _longer(nearest, run, experiments):
             placed.variations.setdefault(nearest, []).append((run, off))
         else:
             placed.runs.setdefault(nearest, []).append(run)

@@ -268,7 +268,7 @@ def curves_frame(paper: Paper) -> pd.DataFrame:
     """A row a point of a published curve that our runs have reached."""
     rows = []
     for one in points(paper.content, paper.placed, paper.experiments):
-        metric = one.metric.replace("val/", "test/")
+        metric = one.metric
         off = (
             f"{one.mean - one.published:+.1f} points"
             if metric.endswith("/accuracy")

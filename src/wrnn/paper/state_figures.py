@@ -173,7 +173,7 @@ def figure_2(paper: Paper) -> tuple[Figure, str]:
         row[0].set_title(where)
         _spectrum(row[1], shown, lines)
         row[1].set_title(words, fontsize=7)
-        said.append(f"{label} after {model.run.budget['epochs']:g} epochs")
+        said.append(f"{label} after {_epochs(model)}")
     for axes in grid[1]:
         axes.set_xlabel(axes.get_xlabel() or "time step")
     return figure, (
@@ -214,7 +214,7 @@ def figure_9(paper: Paper) -> tuple[Figure, str]:
         axes.set_xlabel("time step")
     return figure, (
         "States of 15 of the 16 channels of a wRNN on one test digit of sMNIST, after"
-        f" {model.run.budget['epochs']:g} epochs. Each is scaled to its own largest activity."
+        f" {_epochs(model)}. Each is scaled to its own largest activity."
     )
 
 
@@ -238,7 +238,8 @@ def figure_10(paper: Paper) -> tuple[Figure, str]:
     grid[-1, 0].set_xlabel("time step")
     return figure, (
         f"Channels of a wRNN on one test digit of sMNIST, after {_epochs(model)}: those with the"
-        " most waves, the slowest and the fastest. Dashed: fitted velocities."
+        " most waves, the slowest and the fastest. Dashed: fitted velocities; those of waves with a few percent of the"
+        " power, which die out near their source, are less certain than they say."
     )
 
 

@@ -1,4 +1,4 @@
-"""The two public functions: they check their arguments, choose how to compute, and say once what they chose."""
+"""The public functions: they check their arguments, choose how to compute, and say once what they chose."""
 
 import math
 from collections.abc import Mapping
@@ -155,7 +155,7 @@ def dense_recurrence(
         if backend == "auto" and inputs.is_cuda and input_weight is not None and nonlinearity != "identity":
             states, last = library_rnn(inputs, input_weight, bias, weight, state, nonlinearity)
             return Sequence(last, states if wants == "states" else None)
-        last, states_SBN = ops.dense(inputs, input_weight, bias, weight, state, nonlinearity, wants)
+        last, states_SBN = ops.dense(inputs, input_weight, bias, weight, state, nonlinearity)
         return Sequence(last, states_SBN[1:].transpose(0, 1) if wants == "states" else None)
 
 

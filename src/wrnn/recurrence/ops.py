@@ -131,7 +131,6 @@ def dense(
     weight: Tensor,
     state: Tensor,
     nonlinearity: str,
-    wants: str,
 ) -> tuple[Tensor, Tensor]:
     """Return the last state (B, N) and all, the initial one first (T + 1, B, N)."""
     return dense_form.forward(inputs, input_weight, bias, weight, state, nonlinearity)
@@ -154,7 +153,7 @@ def dense_backward(
 
 
 @dense.register_fake
-def _(inputs, input_weight, bias, weight, state, nonlinearity, wants):  # type: ignore[no-untyped-def]
+def _(inputs, input_weight, bias, weight, state, nonlinearity):  # type: ignore[no-untyped-def]
     return state.new_empty(state.shape), state.new_empty(inputs.shape[1] + 1, *state.shape)
 
 
@@ -167,7 +166,7 @@ def _(grad_last, grad_states, inputs, input_weight, weight, states, nonlinearity
 
 
 def _keep_dense(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    sequence, input_weight, _, weight, _, nonlinearity, _ = inputs
+    sequence, input_weight, _, weight, _, nonlinearity = inputs
     ctx.set_materialize_grads(False)
     ctx.nonlinearity = nonlinearity
     ctx.save_for_backward(sequence, input_weight, weight, output[1])
@@ -177,9 +176,9 @@ def _dense_gradients(ctx: Any, grad_last: Tensor | None, grad_states: Tensor | N
     inputs, input_weight, weight, states = ctx.saved_tensors
     needed = list(ctx.needs_input_grad[:5])
     if grad_last is None and grad_states is None:
-        return (None,) * 7
+        return (None,) * 6
     found = dense_backward(grad_last, grad_states, inputs, input_weight, weight, states, ctx.nonlinearity, needed)
-    return *(gradient if need else None for gradient, need in zip(found, needed, strict=True)), None, None
+    return *(gradient if need else None for gradient, need in zip(found, needed, strict=True)), None
 
 
 dense.register_autograd(_dense_gradients, setup_context=_keep_dense)

@@ -11,7 +11,7 @@ from conftest import ROOT
 FAULTS = """
 import resource, sys
 import torch
-from wrnn.memory import keep_freed_memory
+from wrnn.allocator import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
