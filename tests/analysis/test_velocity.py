@@ -77,7 +77,7 @@ def test_a_standing_wave_is_said_to_stand() -> None:
     found = velocities(moving(pattern, 0.5, 300) + moving(pattern.flip(0), -0.5, 300))
     assert [wave.stands for wave in found.waves] == [True]
     assert found.waves[0].velocity == pytest.approx(0.5, rel=0.02)
-    assert found.describe().startswith("standing wave at 0.5")
+    assert found.describe().startswith("standing wave at 0.5") and found.lines == pytest.approx([0.5, -0.5], rel=0.02)
 
 
 def test_what_stays_is_no_wave() -> None:

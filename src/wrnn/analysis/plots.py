@@ -154,7 +154,10 @@ def all_channels(states: Tensor, title: str, columns: int = 4) -> Figure:
 
 
 def early_and_late(early: Tensor, late: Tensor, title: str, max_channels: int = 4) -> Figure:
-    """The channels (C, N, T) that are most active late, as they were early and are late in training."""
+    """The channels (C, N, T) that are most active late, as they were early and are late in training.
+
+    Each panel is scaled to its own largest activity.
+    """
     chosen = late.double().square().sum((1, 2)).argsort(descending=True)[:max_channels].sort().values.tolist()
     figure = Figure(figsize=(9, 1.1 + 1.4 * len(chosen)), layout="constrained")
     grid = figure.subplots(len(chosen), 2, sharex=True, squeeze=False)

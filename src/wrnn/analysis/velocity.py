@@ -66,6 +66,11 @@ class Waves:
     static_share: float = 0.0
     unclear_share: float = 0.0
 
+    @property
+    def lines(self) -> list[float]:
+        """The velocities, those of standing waves both ways: the lines of a spectrum."""
+        return [sign * wave.velocity for wave in self.waves for sign in ((1, -1) if wave.stands else (1,))]
+
     def describe(self) -> str:
         """In words; says so where nothing moves."""
         if self.waves:

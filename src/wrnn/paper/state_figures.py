@@ -167,8 +167,8 @@ def figure_2(paper: Paper) -> tuple[Figure, str]:
             shown, where, words, lines = plots.sort_by_peak(states[0]), "by time of peak", "no ring, no velocity", []
         else:
             found = model.waves[0][channel]
-            shown, where, words = states[channel], f"channel {channel}", found.describe()
-            lines = [wave.velocity for wave in found.waves]
+            shown, where = states[channel], f"channel {channel}"
+            words, lines = found.describe(), found.lines
         plots.draw_state(row[0], shown, f"{label}\nneuron")
         row[0].set_title(where)
         _spectrum(row[1], shown, lines)
@@ -233,7 +233,7 @@ def figure_10(paper: Paper) -> tuple[Figure, str]:
     chosen = list(dict.fromkeys([by_speed[0], by_speed[-1], *by_number]))[: len(grid)]
     for row, channel in zip(grid, sorted(chosen, key=speed.__getitem__), strict=False):
         plots.draw_state(row[0], model.states[channel], f"channel {channel}\nneuron")
-        _spectrum(row[1], model.states[channel], [wave.velocity for wave in each[channel].waves])
+        _spectrum(row[1], model.states[channel], each[channel].lines)
         row[1].set_title(each[channel].describe(), fontsize=7)
     grid[-1, 0].set_xlabel("time step")
     return figure, (
