@@ -9,7 +9,6 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS looks once, Lightning asks for it only later
@@ -33,7 +32,7 @@ needs_triton = pytest.mark.skipif(
 )
 
 ROOT = Path(__file__).parents[1]
-CONF = ROOT / "conf"
+CONF = schema.CONF
 
 Compose = Callable[..., DictConfig]
 MakeRecord = Callable[..., Record]
@@ -66,11 +65,9 @@ def one_thread_and_every_bit(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def compose_config(tmp_path: Path) -> Compose:
     """`compose_config("task=copy", ...)`: the config of that command line, writing below `tmp_path`."""
-    schema.register()
 
     def make(*overrides: str, config_dir: Path = CONF) -> DictConfig:
-        with initialize_config_dir(str(config_dir), version_base="1.3"):
-            return compose("config", [f"paths.runs_dir={tmp_path / 'runs'}", *overrides])
+        return schema.compose_config(f"paths.runs_dir={tmp_path / 'runs'}", *overrides, conf=config_dir)
 
     return make
 

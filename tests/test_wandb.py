@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import wandb
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
 from conftest import CONF, ROOT, TINY_COPY, TINY_PSMNIST, Compose
@@ -106,13 +106,10 @@ def runs(set_up: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) 
     """A finished offline run of each kind of metrics; tests read them and leave them alone."""
     set_up(WANDB_MODE="offline")
     torch.set_num_threads(1)
-    schema.register()
     found = {}
     for task, choices in TINY.items():
         folder = tmp_path_factory.mktemp(task) / "run"
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("config", [*choices, "logger=wandb", f"paths.run_dir={folder}"])
-        train(cfg)
+        train(schema.compose_config(*choices, "logger=wandb", f"paths.run_dir={folder}"))
         (part,) = parts(folder)
         found[task] = folder, read_back(part)
     return found

@@ -30,22 +30,20 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
-from wrnn import schema
 from wrnn.config import check, first_line
 from wrnn.cores.irnn import IdentityRNN
 from wrnn.cores.wrnn import TravelingWaveRNN
 from wrnn.files import write_json
 from wrnn.precision import float32_products
 from wrnn.runs import cpu_name, git_state
+from wrnn.schema import compose_config
 from wrnn.tasks.base import SequenceBatch, Task
 from wrnn.tasks.nscifar10 import ROWS, NoisyRows
 from wrnn.tasks.synthetic import SyntheticTask
 from wrnn.training import Parts, build
 
-CONF = Path(__file__).parents[2] / "conf"
 OURS = {"torch": "torch", "cpp": "cpp", "triton": "triton", "cudnn": "auto", "replayed": "auto", "tf32": "auto"}
 """Variants that are ours, and their `recurrence`."""
 
@@ -306,13 +304,11 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if options.output and options.output.is_dir():
         parser.error(f"--output={options.output}: is a folder; must be a file")
-    schema.register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        pairs = [
-            (model, task, compose("config", [f"model={model}", *SIZES[task], *options.set]))
-            for task in options.task
-            for model in options.model
-        ]
+    pairs = [
+        (model, task, compose_config(f"model={model}", *SIZES[task], *options.set))
+        for task in options.task
+        for model in options.model
+    ]
     for _, _, cfg in pairs:
         check(cfg)
     peak = measure_peak(device)

@@ -23,8 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from wrnn.config import key_to_set, nearest
 from wrnn.errors import ConfigError, DivergedError, Interrupted, OutOfMemory, ReplayDiffers, SweepIncomplete
-
-CONF = Path(__file__).parents[2] / "conf"
+from wrnn.schema import CONF
 
 
 def run(main: Callable[[], None]) -> None:

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+CONF = Path(__file__).parents[2] / "conf"
 
 
 @dataclass
@@ -167,6 +170,20 @@ def gpus_per_job(accelerator: str, jobs_per_gpu: int) -> float:
     from wrnn.sweeps.devices import checked_share, visible_gpus
 
     return 0 if accelerator == "cpu" or not visible_gpus() else 1 / checked_share(jobs_per_gpu)
+
+
+def compose_config(*words: str, conf: Path = CONF) -> DictConfig:
+    """The config of a command line, for use from Python: `compose_config("model=wrnn", "task=copy", "seed=1")`.
+
+    Args:
+        words: as for `src/train.py`, of one run.
+        conf: the folder of the configs.
+
+    Raises: Hydra's errors for a group, an option or a key that there is not.
+    """
+    register()
+    with initialize_config_dir(str(conf.absolute()), version_base="1.3"):
+        return compose("config", list(words))
 
 
 def register() -> None:

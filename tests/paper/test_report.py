@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 from conftest import CONF, ROOT, Compose, MakeRecord
 from wrnn.paper import ledger as book
@@ -16,6 +15,7 @@ from wrnn.paper.command import main
 from wrnn.paper.followed_up import entries, sentence
 from wrnn.paper.report import LEDGER_WORD, claims_frame, costs_frame, curves_frame, faster_frame, judge, markdown
 from wrnn.paper.state_figures import load, wave_rows
+from wrnn.schema import compose_config
 from wrnn.training import train
 
 
@@ -61,8 +61,7 @@ def test_what_was_not_run_stands_there_with_a_command_that_runs_it(tmp_path: Pat
         assert words[-1] == LEDGER_WORD and words[-2] == "seed=0,1,2"
         named |= set(words[0].removeprefix("experiment=").split(","))
     assert named == set(experiments_in(CONF).names) - {"quickstart"}
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        assert compose("config", ["experiment=wrnn_copy_t80", "seed=2", LEDGER_WORD]).task.datamodule.delay == 80
+    assert compose_config("experiment=wrnn_copy_t80", "seed=2", LEDGER_WORD).task.datamodule.delay == 80
 
 
 def test_claims(make_record: MakeRecord, experiments: Experiments) -> None:

@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 import yaml
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from torture.faults import Torture
-from torture.processes import ROOT, Run
+from torture.processes import Run
 from wrnn import schema
 
-CONF = ROOT / "conf"
+CONF = schema.CONF
 SMALL = (
     "trainer=cpu", "trainer.max_steps=1", "trainer.max_epochs=-1", "trainer.limit_val_batches=1",
     "trainer.limit_test_batches=1", "paths.run_dir=run", "paths.ledger_dir=ledger",
@@ -74,13 +73,11 @@ def _leaves(node: DictConfig, path: str) -> Iterator[str]:
 @cache
 def cases() -> list[Case]:
     """Every mutation of every key of every option."""
-    schema.register()
     found = []
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        for option, words, group in options():
-            cfg = compose("config", [*words, *(word for word in SMALL if not word.startswith(f"{group}="))])
-            for key in _leaves(cfg[group], group) if group else _leaves(cfg, ""):
-                found += [(option, words, key, mutation) for mutation in MUTATIONS]
+    for option, words, group in options():
+        cfg = schema.compose_config(*words, *(word for word in SMALL if not word.startswith(f"{group}=")))
+        for key in _leaves(cfg[group], group) if group else _leaves(cfg, ""):
+            found += [(option, words, key, mutation) for mutation in MUTATIONS]
     return found
 
 

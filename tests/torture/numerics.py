@@ -24,17 +24,16 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from agreement import dense_arguments, distance, draw_ring, duration, near_zero, outcome, ring_arguments, to
-from conftest import CONF, needs_triton, option_names
-from wrnn import schema
+from conftest import needs_triton, option_names
 from wrnn.cores.base import Core
 from wrnn.cores.stack import causal_filter
 from wrnn.recurrence import dense_recurrence, linear_recurrence, ring_recurrence
+from wrnn.schema import compose_config
 
 FLOATS = (torch.float64, torch.float32)
 COMPLEX = (torch.complex128, torch.complex64)
@@ -252,16 +251,14 @@ def readable_filter(features: Tensor, kernel: Tensor, wants: str) -> list[Tensor
 @cache
 def cores() -> dict[str, DictConfig]:
     """The cores that have a step, each kind once, as their options of the model group give them."""
-    schema.register()
     found, kinds = {}, set()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        for model in option_names("model"):
-            cfg = compose("config", [f"model={model}", "task=adding", "init=pytorch", "input_init=pytorch"])
-            node = OmegaConf.create(OmegaConf.to_container(cfg.model.core, resolve=True))
-            kind = (node._target_, OmegaConf.select(node, "layer._target_"))
-            if kind not in kinds and "flextcn" not in node._target_:  # which has no step
-                found[model] = node
-            kinds.add(kind)
+    for model in option_names("model"):
+        cfg = compose_config(f"model={model}", "task=adding", "init=pytorch", "input_init=pytorch")
+        node = OmegaConf.create(OmegaConf.to_container(cfg.model.core, resolve=True))
+        kind = (node._target_, OmegaConf.select(node, "layer._target_"))
+        if kind not in kinds and "flextcn" not in node._target_:  # which has no step
+            found[model] = node
+        kinds.add(kind)
     return found
 
 

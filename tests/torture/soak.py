@@ -18,8 +18,6 @@ import time
 from itertools import cycle
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-
 from torture.faults import TINY
 from torture.processes import ROOT
 from wrnn import schema
@@ -55,12 +53,10 @@ def words(kind: tuple[str, ...]) -> list[str]:
 
 def soak(minutes: float, scratch: Path) -> bool:
     """Train for some minutes, run after run; prints and judges what has grown."""
-    schema.register()
     end, runs, samples = time.monotonic() + 60 * minutes, 0, []
     kinds = cycle(KINDS)
     while time.monotonic() < end or len(samples) < SETTLED + 2:
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            cfg = compose("config", [*words(next(kinds)), f"paths.run_dir={scratch}/{runs}", f"seed={runs}"])
+        cfg = schema.compose_config(*words(next(kinds)), f"paths.run_dir={scratch}/{runs}", f"seed={runs}")
         with contextlib.redirect_stdout(io.StringIO()):
             train(cfg)
         runs += 1

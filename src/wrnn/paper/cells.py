@@ -11,13 +11,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from wrnn import schema
 from wrnn.config import BETTER, identity
 from wrnn.errors import ConfigError
 from wrnn.paper.ledger import VALIDATED, Ledger, Record
+from wrnn.schema import compose_config
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
 SEEDS_NEEDED = 3
@@ -129,9 +128,7 @@ class Experiments:
         return self._composed(name, preset)
 
     def _compose(self, name: str, preset: str) -> DictConfig:
-        schema.register()
-        with initialize_config_dir(str(self.conf.absolute()), version_base="1.3"):
-            return compose("config", [f"experiment={name}", f"preset={preset}"])
+        return compose_config(f"experiment={name}", f"preset={preset}", conf=self.conf)
 
     def budget(self, name: str, preset: str = "corrected") -> tuple[str, int]:
         """The published budget: `steps` or `epochs`, and how many."""
