@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from wrnn.config import check, first_line
 from wrnn.cores.irnn import IdentityRNN
 from wrnn.cores.wrnn import TravelingWaveRNN
-from wrnn.files import write_json
+from wrnn.files import write_json, writing
 from wrnn.precision import float32_products
 from wrnn.runs import cpu_name, git_state
 from wrnn.schema import compose_config
@@ -341,7 +341,8 @@ def main(arguments: list[str] | None = None) -> list[Row]:
             )
         if options.output:
             measured = [asdict(row) for row in rows]
-            write_json(options.output, {**facts, "peak_gib": _peak_gib(), "rows": measured})
+            with writing(f"--output={options.output}"):
+                write_json(options.output, {**facts, "peak_gib": _peak_gib(), "rows": measured})
     disturbed = [row for row in rows if (row.model, row.task, row.variant) == ("wrnn", "psmnist", "released")]
     if device == "cpu" and any(row.share < DISTURBED for row in disturbed):
         print(f"VOID: the released loop reached less than {DISTURBED:.0%} of the peak; the machine was busy")

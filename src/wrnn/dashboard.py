@@ -17,7 +17,7 @@ from hydra.utils import instantiate
 from wrnn.callbacks.figures import LEARNING_CURVE, STATE_OVER_TIME
 from wrnn.config import first_line
 from wrnn.errors import ConfigError
-from wrnn.files import write_atomically
+from wrnn.files import write_atomically, writing
 
 try:
     import wandb
@@ -71,10 +71,8 @@ def dashboard(
         pages["report"] = report(project, entity or "", group, known, own_project=True)
         for name, page in pages.items():
             path = Path(output) / f"{name}.json"
-            try:
+            with writing(f"output={output}"):
                 write_atomically(path, spec(page))
-            except OSError as error:
-                raise ConfigError(f"output={output}: cannot be written to ({error.strerror})") from error
             print(path)
         return
     try:

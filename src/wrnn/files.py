@@ -39,6 +39,15 @@ def sweep_aside(folder: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
+@contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Raises: ConfigError where what is done within cannot write: `what: cannot be written to (why)`."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{what}: cannot be written to ({error.strerror})") from error
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON in one piece."""
     write_atomically(path, json.dumps(content, indent=2) + "\n")

@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 import wrnn
 from wrnn.config import BUDGET, differences, first_line, identity
 from wrnn.errors import ConfigError
-from wrnn.files import folder_lock, moved, read_json, sweep_aside, write_atomically, write_json
+from wrnn.files import folder_lock, moved, read_json, sweep_aside, write_atomically, write_json, writing
 from wrnn.schema import PathsConfig
 
 CONFIG, RESULTS, ENVIRONMENT = "config.yaml", "results.json", "environment.json"
@@ -129,15 +129,13 @@ def _budget(cfg: DictConfig) -> dict[str, Any]:
 
 def start(folder: Path, cfg: DictConfig) -> None:
     """Make the folder, write the config, add this start to the record. Raises: ConfigError where that is impossible."""
-    try:
+    with writing(f"paths.run_dir={folder}"):
         if (folder / RESULTS).exists() and _budget(load_config(folder)) != _budget(cfg):
             (folder / RESULTS).rename(folder / PREVIOUS)  # they are of another budget than the config says now
         write_atomically(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
         record = folder / ENVIRONMENT
         starts = (read_json(record) or {"starts": []})["starts"]
         write_json(record, {"starts": [*starts, environment(cfg)]})
-    except OSError as error:
-        raise ConfigError(f"paths.run_dir={folder}: cannot be written to ({error.strerror})") from error
 
 
 @contextmanager

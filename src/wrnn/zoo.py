@@ -13,7 +13,7 @@ import pandas as pd
 from wrnn.compare.records import FINISHED, Run, load
 from wrnn.compare.tables import MARKDOWN
 from wrnn.errors import ConfigError
-from wrnn.files import read_json, write_atomically
+from wrnn.files import read_json, write_atomically, writing
 from wrnn.runs import ENVIRONMENT
 
 TRAIN = Path(__file__).parents[1] / "train.py"
@@ -47,10 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         told = "Runs in LONGER: `python src/train.py model=... task=...` and the words below."
         parts.append(f"## Other budgets\n\n{told}\n{_facts(runs)}\n")
         parts += tables(runs, level="###", words=True)
-    try:
+    with writing(f"--output={options.output}"):
         write_atomically(options.output, "\n".join(parts))
-    except OSError as error:
-        raise ConfigError(f"--output={options.output}: cannot be written to ({error.strerror})") from error
     print(options.output)
     if done.returncode:
         raise SystemExit(done.returncode)

@@ -3,8 +3,6 @@
 import argparse
 from pathlib import Path
 
-from wrnn.errors import ConfigError
-
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, print a ranked table per task, write the files. Files are the same for the same runs.
@@ -20,7 +18,7 @@ def main(arguments: list[str] | None = None) -> None:
     from wrnn.compare import page, tables  # late, so that --help does not wait for pandas and torch
     from wrnn.compare.groups import compare
     from wrnn.compare.records import FINISHED, load
-    from wrnn.files import write_atomically
+    from wrnn.files import write_atomically, writing
 
     comparison = compare(load(options.folders), options.metric)
     tables.show(comparison)
@@ -32,11 +30,9 @@ def main(arguments: list[str] | None = None) -> None:
         "comparison.tex": tables.latex(comparison),
         "index.html": page.html(comparison),
     }
-    try:
+    with writing(f"--output={output}"):
         for name, text in files.items():
             write_atomically(output / name, text)
-    except OSError as error:
-        raise ConfigError(f"--output={output}: cannot be written to ({error.strerror})") from error
     states = comparison.runs["state"]
     print(f"{len(states)} runs, {(states == FINISHED).sum()} finished")
     print(f"{output / 'index.html'} and {', '.join(name for name in files if name != 'index.html')}")

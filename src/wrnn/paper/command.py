@@ -56,7 +56,7 @@ def _add(folders: list[Path], ledger: Path, weights: bool) -> None:
 
 def _write(root: Path, ledger: Path, output: Path, figures: bool) -> None:
     """Write the report, and say how many cells stand where."""
-    from wrnn.files import write_atomically
+    from wrnn.files import write_atomically, writing
     from wrnn.paper import report
     from wrnn.paper.cells import experiments_in
     from wrnn.paper.ledger import load
@@ -67,14 +67,12 @@ def _write(root: Path, ledger: Path, output: Path, figures: bool) -> None:
     for problem in found.problems:
         print(f"warning: {ledger}/{problem}", file=sys.stderr)
     paper = report.judge(found, experiments_in(root / "conf"))
-    try:
+    with writing(f"--output={output}"):
         if figures:
             from wrnn.paper.figures import draw_all
 
             draw_all(paper, output / "figures")
         write_atomically(output / "paper.md", report.markdown(paper))
         write_atomically(output / "paper.tex", report.latex(paper))
-    except OSError as error:
-        raise ConfigError(f"--output={output}: cannot be written to ({error.strerror})") from error
     print(f"{len(paper.answers)} cells: " + ", ".join(f"{count} {verdict}" for verdict, count in paper.counts.items()))
     print(f"{output / 'paper.md'}, paper.tex" + (f", {output / 'figures'}" if figures else ""))

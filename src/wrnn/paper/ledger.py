@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from wrnn.config import digest, identity, unusual_callbacks
 from wrnn.errors import ConfigError
-from wrnn.files import read_json, write_aside
+from wrnn.files import read_json, write_aside, writing
 from wrnn.loggers import read_metrics
 from wrnn.runs import ENVIRONMENT, RESULTS, load_config
 
@@ -159,7 +159,7 @@ def append(ledger: Path, new: Record) -> Path:
     Raises: ConfigError for one that is there already, or a folder that cannot be written to.
     """
     path = ledger / f"{new.model}_{new.task}.jsonl"
-    try:
+    with writing(f"paths.ledger_dir={ledger}"):
         ledger.mkdir(parents=True, exist_ok=True)
         with FileLock(ledger / ".lock"):
             if any(old.id == new.id for old in load(ledger).records):
@@ -175,8 +175,6 @@ def append(ledger: Path, new: Record) -> Path:
                 except OSError:
                     file.truncate(size)
                     raise
-    except OSError as error:
-        raise ConfigError(f"paths.ledger_dir={ledger}: cannot be written to ({error.strerror})") from error
     return path
 
 
@@ -266,15 +264,10 @@ def keep_weights(ledger: Path, run: Record, folder: Path) -> Path:
         "target": batch.targets[0].clone(),
     }  # fmt: skip
     path = weights_path(ledger, run)
-    try:
-        with write_aside(path) as file:
-            torch.save(content, file)
-            if file.tell() > MAX_WEIGHT_BYTES:
-                raise ConfigError(
-                    f"{folder}: {file.tell():,} bytes of weights are not kept; at most {MAX_WEIGHT_BYTES:,}"
-                )
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written to ({error.strerror})") from error
+    with writing(str(path)), write_aside(path) as file:
+        torch.save(content, file)
+        if file.tell() > MAX_WEIGHT_BYTES:
+            raise ConfigError(f"{folder}: {file.tell():,} bytes of weights are not kept; at most {MAX_WEIGHT_BYTES:,}")
     return path
 
 
