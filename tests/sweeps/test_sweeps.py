@@ -20,6 +20,9 @@ from wrnn.config import fingerprint
 from wrnn.files import read_json
 from wrnn.loggers import read_metrics
 from wrnn.replay import replay
+from wrnn.sweeps.controller import in_slurm
+from wrnn.sweeps.job import _slurm_job
+from wrnn.sweeps.plan import record
 
 SWEEP = [*TINY_COPY, "callbacks.resume_point.every_minutes=0.002", "trainer.max_steps=60"]
 
@@ -268,6 +271,20 @@ def test_a_killed_search_goes_on_and_hopeless_runs_give_up(tmp_path: Path) -> No
     assert re.search(r"\nerror: hydra.sweep.dir=.*: holds another search; name another", other)
     wrong = finish(start(folder, *more, "hydra.sweeper.direction=maximize"), 2)
     assert re.search(r"error: hydra.sweeper.direction=maximize: must be minimize, as task.monitor.mode=min", wrong)
+
+
+def test_what_slurm_has_is_known_by_the_number_of_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "squeue").write_text('#!/bin/sh\n[ "$3" != 7_1 ] || echo RUNNING\n')
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for number, outcome, there in (("7_1", "running", True), ("8", "running", False), ("7_1", "finished", False)):
+        record(tmp_path, outcome, slurm_job=number)
+        assert in_slurm(tmp_path) is there
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert _slurm_job() == {"slurm_job": "8"}  # a job by itself is no array
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    assert _slurm_job() == {"slurm_job": "7_1"}
 
 
 @pytest.mark.slow
