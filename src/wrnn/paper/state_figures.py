@@ -225,7 +225,7 @@ def figure_10(paper: Paper) -> tuple[Figure, str]:
     model = load(paper, "wrnn_smnist")
     if model is None:
         _missing(grid[0, 0])
-        return figure, "Waves of several velocities in one network: not run."
+        return figure, "Velocities of the channels of a wRNN: not run."
     each, _ = model.waves
     speed = [waves.waves[0].velocity if waves.waves else 0.0 for waves in each]
     by_speed = sorted(range(len(speed)), key=speed.__getitem__)
@@ -396,4 +396,4 @@ def _spectrum(axes: Axes, states: Tensor, velocities: Sequence[float]) -> None:
 
 def _missing(axes: Axes) -> None:
     axes.set(xticks=[], yticks=[])
-    axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center", va="center", color="0.4")
+    axes.text(0.5, 0.5, "no weights kept", transform=axes.transAxes, ha="center", va="center", color="0.4")
