@@ -82,7 +82,9 @@ def _start_and_wait(run: PlannedRun, cfg: DictConfig, sweep_dir: Path, seconds: 
             command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             env=_environment(), start_new_session=True,  # Ctrl-C reaches the controller alone, which then asks nicely
         )  # fmt: skip
-    facts = {"process": process.pid, "supervisor": os.getpid(), "overrides": list(run.overrides), **_slurm_job()}
+    facts = {"process": process.pid, "supervisor": os.getpid(), "overrides": list(run.overrides)}
+    if "slurm" in HydraConfig.get().launcher._target_.lower():  # not where a sweep runs within a job of the user's own
+        facts |= _slurm_job()
     record(run.folder, "running", seconds=seconds, **facts)
     _say(f"{run.folder.name}: started; {run.folder / LOG}")
     begun, oom_kills = time.monotonic(), _oom_kills()
